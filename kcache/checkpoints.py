@@ -1,0 +1,114 @@
+"""Finds the components of a Kandinsky checkpoint by subfolder, on the hub or in a folder, and loads them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kcache.fingerprints import config_digest, weights_sha256
+from kcache.shards.errors import KcacheError
+from kcache.shards.records import Record
+
+PRIOR = "kandinsky-community/kandinsky-2-2-prior"
+DECODER = "kandinsky-community/kandinsky-2-2-decoder"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pipeline's folder, or its name on the hub with the revision and variant to take."""
+
+    name_or_path: str
+    revision: str | None = None
+    variant: str | None = None
+    cache_dir: str | None = None
+
+    def component(self, subfolder: str) -> "Component":
+        """One component, downloaded if need be. KcacheError when the checkpoint lacks it."""
+        folder = Path(self.name_or_path)
+        if not folder.is_dir():
+            folder = self._download(subfolder)
+        if not (folder / subfolder).is_dir():
+            have = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "no folder at all"
+            raise KcacheError(
+                f"checkpoint {self.name_or_path} has no '{subfolder}' (it has: {have});"
+                " name a folder or hub id in the layout of kandinsky-community/kandinsky-2-2-prior or -decoder"
+            )
+        return Component(self, subfolder, folder / subfolder)
+
+    def _download(self, subfolder: str) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        wanted = f".{self.variant}" if self.variant else ""
+        weights = [f"{subfolder}/*{wanted}.safetensors", f"{subfolder}/*{wanted}-?????-of-?????.safetensors"]
+        try:
+            root = snapshot_download(
+                self.name_or_path,
+                revision=self.revision,
+                cache_dir=self.cache_dir,
+                allow_patterns=[f"{subfolder}/*.json", f"{subfolder}/*.txt", *weights],
+                ignore_patterns=None if self.variant else [f"{subfolder}/*.fp16*.safetensors"],
+            )
+        except HFValidationError:
+            raise KcacheError(f"checkpoint {self.name_or_path} is neither a folder nor a name on the hub") from None
+        except Exception as error:  # The hub library raises a different class for each way of not being reachable.
+            cause = str(error).split("\n")[0] or type(error).__name__
+            raise KcacheError(
+                f"checkpoint {self.name_or_path} is not a folder and could not be had from the hub ({cause});"
+                " check the name and the connection, or give the folder of a downloaded checkpoint"
+            ) from None
+        return Path(root)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of a checkpoint, on this machine."""
+
+    checkpoint: Checkpoint
+    subfolder: str
+    folder: Path
+
+    def config(self, name: str = "config.json") -> dict[str, Any]:
+        """The component's configuration."""
+        path = self.folder / name
+        if not path.is_file():
+            raise KcacheError(
+                f"checkpoint {self.checkpoint.name_or_path} lacks {self.subfolder}/{name}; download it again"
+            )
+        try:
+            value = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise KcacheError(f"{path} is not JSON ({error}); download the checkpoint again") from None
+        return dict(value)
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files of the chosen variant, in order; KcacheError when there is none."""
+        files = sorted(p for p in self.folder.glob("*.safetensors") if _variant(p) == self.checkpoint.variant)
+        if not files:
+            have = ", ".join(sorted(p.name for p in self.folder.iterdir())) or "nothing"
+            variant = f" of variant '{self.checkpoint.variant}'" if self.checkpoint.variant else ""
+            raise KcacheError(
+                f"{self.folder} has no safetensors weights{variant} (it has: {have}); kcache loads no pickled weights"
+            )
+        return files
+
+    def identity(self) -> Record:
+        """What fixes this component's outputs: the sha256 of its weights and the digest of its configuration."""
+        return {"weights": weights_sha256(self.weight_files()), "config": config_digest(self.config())}
+
+    def load(self, model_class: Any, dtype: Any) -> Any:
+        """The model in evaluation mode, on the CPU, in ``dtype`` (a torch dtype)."""
+        self.weight_files()
+        key = "dtype" if model_class.__module__.startswith("transformers") else "torch_dtype"
+        arguments = {"variant": self.checkpoint.variant, "use_safetensors": True, key: dtype}
+        try:
+            return model_class.from_pretrained(str(self.folder), **arguments).eval()
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            cause = str(error).split("\n")[0]
+            raise KcacheError(f"{self.folder} does not load as {model_class.__name__}: {cause}") from error
+
+
+def _variant(path: Path) -> str | None:
+    """``fp16`` of ``model.fp16.safetensors`` and ``model.fp16-00001-of-00002.safetensors``; None without a variant."""
+    _, dot, rest = path.name.removesuffix(".safetensors").partition(".")
+    return rest.split("-")[0] if dot else None

@@ -1,0 +1,77 @@
+"""From the names of columns to the encoders that fill them."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kcache.checkpoints import Checkpoint
+from kcache.shards import Cache, Column, KcacheError, UsageError
+
+from .encoders import STORE_DTYPES, Encoder, ImageColumn, LatentsColumn, Precision, TextColumn
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What every column is made with. A precision of None is the column's own, or the device's default if it is new."""
+
+    prior: Checkpoint
+    decoder: Checkpoint
+    alpha: str
+    encode_dtype: str | None
+    store_dtype: str | None
+    device: str | None
+
+
+def _text(name: str, with_: Encoders, precision: Precision) -> Encoder:
+    return TextColumn(name, with_.prior, precision)
+
+
+def _image(name: str, with_: Encoders, precision: Precision) -> Encoder:
+    return ImageColumn(name, with_.prior, precision, with_.alpha)
+
+
+def _latents(name: str, with_: Encoders, precision: Precision) -> Encoder:
+    return LatentsColumn(name, with_.decoder, precision, with_.alpha, int(name.removeprefix("latents-")))
+
+
+COLUMNS: dict[str, Callable[[str, Encoders, Precision], Encoder]] = {
+    r"text": _text,
+    r"image": _image,
+    r"latents-[1-9]\d*": _latents,
+}
+"""What makes a column, by the pattern of its name. A new kind is one line here and one class in encoders.py."""
+
+
+def column_names(columns: Sequence[str], resolutions: Sequence[int]) -> list[str]:
+    """The columns to encode: those named, or text, image and the latents of each resolution."""
+    latents = [f"latents-{n}" for n in dict.fromkeys(resolutions)]
+    names = ["text", "image", *latents]
+    if columns:
+        # `--columns latents --resolution 512 768` means all latents that are named by a resolution.
+        names = [n for c in dict.fromkeys(columns) for n in (latents if c == "latents" else [c])]
+    return list(dict.fromkeys(names))
+
+
+def make_encoder(name: str, with_: Encoders, cache: Cache | None) -> Encoder:
+    """The encoder of one column. UsageError for a name that no pattern fits."""
+    for pattern, make in COLUMNS.items():
+        if re.fullmatch(pattern, name):
+            existing = cache.column(name) if cache and name in cache.column_names() else None
+            return make(name, with_, _precision(with_, existing))
+    raise UsageError(
+        f"there is no column '{name}'; columns are text, image and latents-N, with N a resolution in pixels"
+    )
+
+
+def _precision(with_: Encoders, existing: Column | None) -> Precision:
+    import torch
+
+    from kcache.devices import default_device
+
+    device = torch.device(with_.device) if with_.device else default_device()
+    encode = existing.encode_dtype if existing else "fp32" if device.type == "cpu" else "fp16"
+    stored = {numpy: name for name, numpy in STORE_DTYPES.items()}
+    store = stored[existing.fields[0].dtype] if existing else "fp16"
+    if with_.device and device.type == "cuda" and not torch.cuda.is_available():
+        raise KcacheError(f"there is no device '{with_.device}' here; run 'kcache doctor' to see what there is")
+    return Precision(with_.encode_dtype or encode, with_.store_dtype or store, device)

@@ -1,0 +1,73 @@
+"""Pictures read, hashed, decoded and resized in a pool, ahead of the encoders and in order."""
+
+import hashlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .dataset import Dataset, Sample
+from .encoders import ImageEncoder
+from .images import UnreadableImageError, decode
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture ready for its encoders, or the reason why it is set aside."""
+
+    id: str
+    sha256: str | None = None
+    width: int = 0
+    height: int = 0
+    arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    set_aside: str | None = None
+
+
+def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncoder], alpha: str) -> Picture:
+    """Read and decode one picture once, whatever number of encoders it feeds."""
+    try:
+        data = dataset.read(sample.id)
+    except OSError as error:
+        return Picture(sample.id, set_aside=sample.fault or f"the file cannot be read: {error.strerror or error}")
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sample.fault:
+        return Picture(sample.id, sha256, set_aside=sample.fault)
+    try:
+        image = decode(data, alpha)
+    except UnreadableImageError as error:
+        return Picture(sample.id, sha256, set_aside=str(error))
+    arrays = {name: encoder.prepare(image) for name, encoder in encoders.items()}
+    return Picture(sample.id, sha256, image.width, image.height, arrays)
+
+
+@contextmanager
+def mapped_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+) -> Iterator[Iterator[Result]]:
+    """``map(function, items)`` in order, with up to ``ahead`` results computed before they are asked for.
+
+    Leaving the context, with an error or not, drops what was not asked for.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="kcache-pictures")
+    remaining, waiting = iter(items), deque[Future[Result]]()
+
+    def results() -> Iterator[Result]:
+        waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, ahead))
+        while waiting:
+            done = waiting.popleft()
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+            yield done.result()
+
+    try:
+        yield results()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Shards -> batches -> objective -> the one loop -> checkpoint -> export."""

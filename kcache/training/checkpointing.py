@@ -1,0 +1,128 @@
+"""Checkpoints: whole or absent, without pickles, and enough to go on bit for bit."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kcache.shards import KcacheError, durable
+from kcache.shards.records import dump_record, load_record
+
+PREFIX = "checkpoint-"
+_STATE, _TENSORS = "state.json", "optimizer.pt"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is, and what must be the same for it to go on exactly."""
+
+    stage: str
+    step: int
+    seed: int
+    global_batch: int
+    snapshot: str
+    columns: list[str]
+    samples: int
+    first_probe: float | None = None
+
+
+def save_checkpoint(
+    output_dir: Path, state: TrainState, model: Any, subfolder: str, tensors: dict[str, Any], limit: int | None
+) -> Path:
+    """Write ``checkpoint-STEP`` and, when it is safe, remove the oldest beyond ``limit``.
+
+    It holds the model in the hub's layout, the optimizer (and gradient scaler) as tensors, and the state.
+    """
+    path = output_dir / f"{PREFIX}{state.step}"
+    with whole_folder(path) as folder:
+        model.save_pretrained(str(folder / subfolder), safe_serialization=True)
+        torch.save(tensors, folder / _TENSORS)
+        (folder / _STATE).write_bytes(dump_record(asdict(state)))
+    if limit is not None:
+        for old in checkpoints(output_dir)[:-limit]:
+            shutil.rmtree(old)
+    return path
+
+
+def load_state(path: Path) -> TrainState:
+    """The state in a checkpoint. KcacheError when it is not one."""
+    if not (path / _STATE).is_file():
+        raise KcacheError(
+            f"{path} is not a kcache checkpoint; give --resume-from-checkpoint latest or a checkpoint-N folder"
+        )
+    return TrainState(**load_record(path / _STATE))
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Optimizer and scaler of a checkpoint. Loads tensors and plain values only, never a pickled object."""
+    tensors: dict[str, Any] = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
+    return tensors
+
+
+def load_weights(path: Path, subfolder: str, model: Any) -> None:
+    """Fill ``model`` with a checkpoint's weights."""
+    loaded = type(model).from_pretrained(str(path / subfolder), torch_dtype=torch.float32, use_safetensors=True)
+    model.load_state_dict(loaded.state_dict())
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [p for p in output_dir.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
+
+
+def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
+    """The checkpoint that ``--resume-from-checkpoint`` names; None for ``latest`` where there is none yet."""
+    if wanted == "latest":
+        found = checkpoints(output_dir)
+        return found[-1] if found else None
+    for path in (Path(wanted), output_dir / wanted):
+        if path.is_dir():
+            return path
+    have = ", ".join(p.name for p in checkpoints(output_dir)) or "none"
+    raise KcacheError(f"there is no checkpoint {wanted} (in {output_dir}: {have}); give 'latest' or one of these")
+
+
+def refuse_other(path: Path, saved: TrainState, now: TrainState) -> None:
+    """KcacheError naming the first thing that differs between a checkpoint and the run that would go on from it."""
+    remedies = {
+        "stage": "resume it with the other trainer",
+        "snapshot": "the cache changed since; start a new run in another --output-dir",
+        "columns": "give the --resolution it was trained at",
+        "samples": "the cache changed since; start a new run in another --output-dir",
+        "global_batch": "choose --train-batch-size and --gradient-accumulation-steps so that their product, times the"
+        " number of processes, is the same",
+        "seed": "leave --seed out, or give the same",
+    }
+    for name, remedy in remedies.items():
+        old, new = getattr(saved, name), getattr(now, name)
+        if old != new:
+            raise KcacheError(f"{path} was made with {name} {old} and this run has {new}; {remedy}")
+
+
+class whole_folder:  # noqa: N801  (used as a function)
+    """A context in which a folder is filled; it gets its name only when all that is in it lies on stable storage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".tmp-{path.name}")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        durable.make_folder(self.temporary)
+        return self.temporary
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            return
+        durable.sync_tree(self.temporary)
+        replaced = self.path.with_name(f".old-{self.path.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if self.path.exists():
+            os.rename(self.path, replaced)
+        os.rename(self.temporary, self.path)
+        durable.sync_folder(self.path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,47 @@
+"""Every random number of training, keyed by (seed, update, slot in the global batch, draw)."""
+
+import numpy as np
+import numpy.typing as npt
+
+NOISE, TIMESTEP, CAPTION = range(3)
+"""The draws. A new one goes at the end: the numbers are part of what makes a run repeatable."""
+
+PROBE = 2**48
+"""Updates from here on belong to the fixed draws of `kcache.training.probe`, not to training."""
+
+
+class Draws:
+    """Random numbers that depend on their key alone: not on rank, accumulation, device or what was drawn before.
+
+    The generator is Philox4x64 (Salmon et al. 2011), which is a function of a key and a counter. Not for two threads.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """``seed`` is 0 to 2**63 - 1."""
+        self._bits = np.random.Philox(0)
+        self._generator = np.random.Generator(self._bits)
+        self._seed = seed
+
+    def normal(self, step: int, slot: int, draw: int, out: npt.NDArray[np.float32]) -> None:
+        """Fill ``out`` with standard normal numbers."""
+        self._seek(step, slot, draw)
+        self._generator.standard_normal(dtype=np.float32, out=out)
+
+    def integer(self, step: int, slot: int, draw: int, high: int) -> int:
+        """A whole number from 0 to ``high - 1``, all equally likely."""
+        self._seek(step, slot, draw)
+        return int(self._generator.integers(high))
+
+    def _seek(self, step: int, slot: int, draw: int) -> None:
+        # The lowest word of the counter advances with the numbers drawn; the others hold the key, so no two draws meet.
+        self._bits.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array([0, slot, step, 0], np.uint64),
+                "key": np.array([self._seed, draw], np.uint64),
+            },
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }

@@ -1,0 +1,148 @@
+"""The one training loop."""
+
+import signal
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kcache.shards import Stream
+
+from .objectives import Batch
+from .sources import MicroBatch
+from .stages import Stage
+
+
+class Objective(nn.Module):
+    """A model whose forward returns its loss: what accelerate prepares, so that wrappers see one forward."""
+
+    def __init__(self, stage: Stage, snr_gamma: float | None) -> None:
+        super().__init__()
+        self.model = stage.model
+        self._loss, self._scheduler, self._snr_gamma = stage.loss, stage.scheduler, snr_gamma
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss of a micro-batch (a scalar)."""
+        return self._loss(self.model, batch, self._scheduler, self._snr_gamma)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a global batch is cut: by accumulation step, then by process, then by slot on the device."""
+
+    batch_size: int
+    accumulation: int
+    processes: int
+    rank: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in one update, over all processes and accumulation steps."""
+        return self.batch_size * self.accumulation * self.processes
+
+    def micro_batches(self, stream: Stream, first_step: int, stop_step: int) -> Iterator[MicroBatch]:
+        """What this process reads for updates ``first_step`` to ``stop_step``: a pure function of the stream."""
+        for step in range(first_step, stop_step):
+            positions = stream.take(step * self.global_batch, self.global_batch)
+            for micro in range(self.accumulation):
+                start = (micro * self.processes + self.rank) * self.batch_size
+                slots = range(start, start + self.batch_size)
+                yield MicroBatch(step, slots, positions[start : start + self.batch_size].tolist())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known after an update that is logged. ``loss`` is the mean since the one before."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    samples_per_second: float
+
+
+@dataclass
+class Loop:
+    """Everything that the loop drives."""
+
+    accelerator: Any
+    objective: Any
+    optimizer: Any
+    schedule: Any
+    geometry: Geometry
+    max_grad_norm: float
+    logging_steps: int
+    has_dropout: bool
+    seed: int
+
+    def run(self, batches: Iterator[Batch], first_step: int, stop_step: int, after: "After") -> int:
+        """Train from update ``first_step`` to ``stop_step`` or until `After.stop` says so; returns where it stopped."""
+        accelerator = self.accelerator
+        parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        total, norm = torch.zeros((), device=accelerator.device), torch.zeros(())
+        logged, since = first_step, time.perf_counter()
+        for step in range(first_step, stop_step):
+            for micro in range(self.geometry.accumulation):
+                self._seed_dropout(step, micro)
+                with accelerator.accumulate(self.objective):
+                    loss = self.objective(next(batches))
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        norm = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                total += loss.detach()
+            self.schedule.step()
+            done = step + 1
+            if done % self.logging_steps == 0 or done == stop_step:  # the only point at which the CPU waits for the GPU
+                updates, now = done - logged, time.perf_counter()
+                mean = accelerator.reduce(total / (updates * self.geometry.accumulation), "mean").item()
+                rate = updates * self.geometry.global_batch / (now - since)
+                after.logged(Progress(done, mean, self.schedule.get_last_lr()[0], float(norm), rate))
+                total, logged, since = torch.zeros_like(total), done, now
+            after.update(done)
+            if after.stop(done):
+                return done
+        return stop_step
+
+    def _seed_dropout(self, step: int, micro: int) -> None:
+        """Models of Kandinsky 2.2 have no dropout; where one does, its masks are keyed as every other draw is."""
+        if self.has_dropout:
+            torch.manual_seed(zlib.crc32(f"{self.seed} {step} {micro} {self.geometry.rank}".encode()))
+
+
+@dataclass(frozen=True)
+class After:
+    """What happens after an update: none of it changes the weights."""
+
+    update: Callable[[int], None]
+    logged: Callable[[Progress], None]
+    stop: Callable[[int], bool]
+
+
+@contextmanager
+def finish_step_on_signal() -> Iterator[Callable[[], bool]]:
+    """Within it the first SIGINT or SIGTERM sets the flag that the yielded function returns; a second interrupts."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals go elsewhere
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,163 @@
+"""From positions in a snapshot to batches: what each stage reads, straight into reused buffers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kcache.shards import ColumnReader, Snapshot
+
+from .draws import CAPTION, NOISE, TIMESTEP, Draws
+from .trimming import trimmed_length
+
+TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
+Buffers = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one process reads for one forward: stream positions, and the keys of their draws."""
+
+    step: int
+    slots: Sequence[int]
+    positions: Sequence[int]
+
+
+class Source(Protocol):
+    """Fills buffers with the samples and draws of a micro-batch. Not for two threads at once."""
+
+    def allocate(self, batch_size: int, pin: bool) -> Buffers:
+        """Buffers for the largest batch there can be; ``pin`` locks their pages for copies to a GPU."""
+
+    def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
+        """Read a micro-batch into ``buffers`` and return it as views of them."""
+
+
+class PriorSource:
+    """image_embeds, text_embeds, hidden_states, lengths, noise and timesteps for the prior."""
+
+    def __init__(
+        self, snapshot: Snapshot, seed: int, timesteps: int, num_embeddings: int, *, trim: bool, check_crc: bool
+    ) -> None:
+        """Read ``text`` and ``image`` of ``snapshot``; ``timesteps`` is the number that noise is drawn from."""
+        self._text = ColumnReader(snapshot, "text", check_crc=check_crc)
+        self._image = ColumnReader(snapshot, "image", check_crc=check_crc)
+        self._draws, self._timesteps = Draws(seed), timesteps
+        self._full, self._trim = num_embeddings, trim
+        self._embed, self._hidden = self._text.field("text_embeds"), self._text.field("hidden_states")
+        self._captions = self._text.nbytes("lengths") // 4
+        self._tokens = self._text.nbytes("hidden_states") // self._hidden.row_bytes
+
+    def allocate(self, batch_size: int, pin: bool) -> Buffers:
+        """Buffers for captions of full length."""
+        image = self._image.field("image_embeds")
+        (width,) = image.shape
+        assert width is not None
+        hidden_width, text_width = self._hidden.shape_of(0)[1], self._embed.shape_of(0)[1]
+        empty = _allocator(pin)
+        return {
+            "image_embeds": empty((batch_size, width), TORCH_DTYPES[image.dtype]),
+            "text_embeds": empty((batch_size, text_width), TORCH_DTYPES[self._embed.dtype]),
+            "hidden_states": empty((batch_size, self._full, hidden_width), TORCH_DTYPES[self._hidden.dtype]),
+            "lengths": empty((batch_size,), torch.int64),
+            "noise": empty((batch_size, width), torch.float32),
+            "timesteps": empty((batch_size,), torch.int64),
+        }
+
+    def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
+        """Read a micro-batch; hidden states are (B, L, D), L the longest caption drawn, zero after each one's end."""
+        rows = list(zip(batch.slots, batch.positions, strict=True))
+        spans = [self._caption(batch.step, slot, position) for slot, position in rows]
+        longest = max(stop - start for _, start, stop in spans)
+        length = trimmed_length(longest, self._full) if self._trim else self._full
+        flat = buffers["hidden_states"].view(-1)
+        hidden = flat[: len(rows) * length * self._hidden.shape_of(0)[1]].view(len(rows), length, -1)
+        hidden_bytes, embeds_bytes, image_bytes = map(_bytes, (hidden, buffers["text_embeds"], buffers["image_embeds"]))
+        hidden_array, lengths = hidden.numpy(), buffers["lengths"].numpy()
+        for i, ((_, position), (caption, start, stop)) in enumerate(zip(rows, spans, strict=True)):
+            self._read_text(
+                position, caption, start, stop, _row(embeds_bytes, i, len(rows)), _row(hidden_bytes, i, len(rows))
+            )
+            self._image.read_into(position, "image_embeds", _row(image_bytes, i, len(rows)))
+            lengths[i] = stop - start
+            hidden_array[i, stop - start :] = 0
+        _draw(self._draws, buffers, batch, self._timesteps)
+        return {**buffers, "hidden_states": hidden}
+
+    def _caption(self, step: int, slot: int, position: int) -> tuple[int, int, int]:
+        """Which caption of a sample is drawn, and where its tokens begin and end."""
+        count = int(self._captions[position])
+        if count == 1:
+            return 0, 0, int(self._tokens[position])
+        ends = np.cumsum([0, *self._text.read(position, "lengths").tolist()])
+        caption = self._draws.integer(step, slot, CAPTION, count)
+        return caption, int(ends[caption]), int(ends[caption + 1])
+
+    def _read_text(
+        self, position: int, caption: int, start: int, stop: int, embed: memoryview, hidden: memoryview
+    ) -> None:
+        nbytes = (stop - start) * self._hidden.row_bytes
+        if self._captions[position] == 1:
+            self._text.read_into(position, "text_embeds", embed)
+            self._text.read_into(position, "hidden_states", hidden[:nbytes])
+        else:
+            embed[:] = self._text.read(position, "text_embeds")[caption].tobytes()
+            hidden[:nbytes] = self._text.read(position, "hidden_states")[start:stop].tobytes()
+
+
+class DecoderSource:
+    """latents, image_embeds, noise and timesteps for the decoder."""
+
+    def __init__(self, snapshot: Snapshot, seed: int, timesteps: int, resolution: int, *, check_crc: bool) -> None:
+        """Read ``latents-RESOLUTION`` and ``image`` of ``snapshot``."""
+        self._latents = ColumnReader(snapshot, f"latents-{resolution}", check_crc=check_crc)
+        self._image = ColumnReader(snapshot, "image", check_crc=check_crc)
+        self._draws, self._timesteps = Draws(seed), timesteps
+
+    def allocate(self, batch_size: int, pin: bool) -> Buffers:
+        """Buffers for one batch."""
+        latents, image, empty = self._latents.field("latents"), self._image.field("image_embeds"), _allocator(pin)
+        shape = (batch_size, *latents.shape_of(latents.row_bytes))
+        return {
+            "latents": empty(shape, TORCH_DTYPES[latents.dtype]),
+            "image_embeds": empty((batch_size, *image.shape_of(image.row_bytes)), TORCH_DTYPES[image.dtype]),
+            "noise": empty(shape, torch.float32),
+            "timesteps": empty((batch_size,), torch.int64),
+        }
+
+    def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
+        """Read a micro-batch."""
+        count = len(batch.positions)
+        latents_bytes, image_bytes = _bytes(buffers["latents"]), _bytes(buffers["image_embeds"])
+        for i, position in enumerate(batch.positions):
+            self._latents.read_into(position, "latents", _row(latents_bytes, i, count))
+            self._image.read_into(position, "image_embeds", _row(image_bytes, i, count))
+        _draw(self._draws, buffers, batch, self._timesteps)
+        return dict(buffers)
+
+
+class _Allocator(Protocol):
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor: ...
+
+
+def _allocator(pin: bool) -> _Allocator:
+    return lambda shape, dtype: torch.zeros(shape, dtype=dtype, pin_memory=pin)
+
+
+def _draw(draws: Draws, buffers: Buffers, batch: MicroBatch, high: int) -> None:
+    noise, timesteps = buffers["noise"].numpy(), buffers["timesteps"].numpy()
+    for i, slot in enumerate(batch.slots):
+        draws.normal(batch.step, slot, NOISE, noise[i])
+        timesteps[i] = draws.integer(batch.step, slot, TIMESTEP, high)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.view(-1).numpy().view(np.uint8).data
+
+
+def _row(view: memoryview, i: int, rows: int) -> memoryview:
+    size = len(view) // rows
+    return view[i * size : (i + 1) * size]

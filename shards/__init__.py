@@ -1,0 +1,28 @@
+"""The cache on disk: format, writer, reader, sample order, verification. numpy and h5py; no torch."""
+
+from .cache import Cache, Commit
+from .columns import Column, Field
+from .errors import CacheError, DamageError, KcacheError, UsageError
+from .order import Stream, permutation
+from .reader import ColumnReader, read_null
+from .snapshot import Snapshot
+from .verify import Fault, Verification, verify
+
+__all__ = [
+    "Cache",
+    "CacheError",
+    "Column",
+    "ColumnReader",
+    "Commit",
+    "DamageError",
+    "Fault",
+    "Field",
+    "KcacheError",
+    "Snapshot",
+    "Stream",
+    "UsageError",
+    "Verification",
+    "permutation",
+    "read_null",
+    "verify",
+]

@@ -1,0 +1,232 @@
+"""A cache on disk: create or open it, read and extend its plan, columns and commits."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from . import durable, hdf5, layout, tar
+from .columns import Column
+from .errors import CacheError, DamageError
+from .index import dump_index
+from .records import Record, dump_lines, dump_record, load_lines, load_record
+
+_PACK = {"tar": tar.pack, "h5": hdf5.pack}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The record that makes one shard file exist. ``keys`` has the input key of every row, None where set aside."""
+
+    column: str
+    shard: int
+    generation: int
+    file: str
+    bytes: int
+    sha256: str
+    rows: int
+    keys: tuple[str | None, ...]
+    index: Record | None = None
+
+    def to_record(self) -> Record:
+        """The content of the commit's file."""
+        return {**self.__dict__, "keys": list(self.keys)}
+
+
+class Cache:
+    """The files of one cache. Holds no open file, so it may be shared, forked and pickled.
+
+    Any number of processes may add to one cache: every file is written once, and of two that race for a name one wins.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        """Open the cache at ``root``; CacheError when there is none, or one of another format version."""
+        self.root = Path(root)
+        if not (self.root / layout.ROOT_RECORD).is_file():
+            raise CacheError(f"{self.root} is not a kcache cache; make one with 'kcache encode DATASET {self.root}'")
+        record = load_record(self.root / layout.ROOT_RECORD)
+        if record.get("format_version") != layout.FORMAT_VERSION:
+            raise CacheError(
+                f"{self.root} has cache format {record.get('format_version')} and this kcache reads format"
+                f" {layout.FORMAT_VERSION}; install a kcache that reads it: pip install -U kcache"
+            )
+        self.shard_size = int(record["shard_size"])
+        self.container = str(record["container"])
+        if self.container not in layout.CONTAINERS or self.shard_size < 1:
+            raise CacheError(
+                f"{self.root / layout.ROOT_RECORD} names a container or shard size that kcache never writes"
+            )
+
+    @classmethod
+    def create(cls, root: Path | str, *, shard_size: int, container: str) -> "Cache":
+        """Open the cache at ``root``, made now if the folder is absent or empty.
+
+        A folder with other things in it is refused: a cache never mixes with a user's files.
+        """
+        root = Path(root)
+        if root.exists() and not root.is_dir():
+            raise CacheError(f"{root} is a file; name a folder for the cache")
+        if not (root / layout.ROOT_RECORD).exists():
+            durable.clear_dead_temporaries(root) if root.is_dir() else None
+            if root.is_dir() and any(not p.name.startswith(".tmp-") for p in root.iterdir()):
+                raise CacheError(f"{root} is not empty and not a kcache cache; name another folder for the cache")
+            record = {"format_version": layout.FORMAT_VERSION, "shard_size": shard_size, "container": container}
+            durable.put_if_absent(root / layout.ROOT_RECORD, dump_record(record))
+        return cls(root)
+
+    # -- plan ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def shard_count(self) -> int:
+        """How many shards the plan has (asked of the disk once; see `extend_plan`)."""
+        shards = sorted(int(p.stem) for p in (self.root / "plan").glob("*.jsonl") if p.stem.isdigit())
+        if shards != list(range(len(shards))):
+            missing = sorted(set(range(shards[-1] + 1)) - set(shards))
+            raise DamageError(f"{self.root} lacks {layout.plan(missing[0])}; run 'kcache verify {self.root}'")
+        return len(shards)
+
+    def ids(self, shard: int) -> list[str]:
+        """The ids of one shard's samples, in order."""
+        return [str(line["id"]) for line in load_lines(self.root / layout.plan(shard))]
+
+    def extend_plan(self, ids: Sequence[str]) -> None:
+        """Append new samples; known ids keep their places. Killed in the middle and called again, it ends the same."""
+        for start in range(0, len(ids), self.shard_size):
+            shard, chunk = self.shard_count, ids[start : start + self.shard_size]
+            path = self.root / layout.plan(shard)
+            if not durable.put_if_absent(path, dump_lines({"id": i} for i in chunk)) and self.ids(shard) != list(chunk):
+                raise CacheError(
+                    f"another process planned other samples into {path}; run the command again to go on from its plan"
+                )
+            del self.shard_count
+
+    def row_key(self, shard: int, row: int) -> int:
+        """The number of a sample in its shard's file: unique in the cache and never reused."""
+        return shard * self.shard_size + row
+
+    # -- columns ------------------------------------------------------------------------------------------------------
+
+    def column_names(self) -> list[str]:
+        """The feature columns whose record exists, sorted."""
+        return sorted(p.stem for p in (self.root / "columns").glob("*.json") if layout.is_column_name(p.stem))
+
+    def column(self, name: str) -> Column:
+        """The record of one column; CacheError naming those that exist when ``name`` is not among them."""
+        if name not in self.column_names():
+            have = ", ".join(self.column_names()) or "none"
+            raise CacheError(f"{self.root} has no column '{name}' (it has: {have}); add it with 'kcache encode'")
+        return Column.from_record(load_record(self.root / layout.column(name)))
+
+    def add_column(self, column: Column, null: tar.Row | None) -> Column:
+        """Write a column's record and its null features unless they exist; returns the column as it stands on disk.
+
+        CacheError when the column exists with another fingerprint.
+        """
+        if column.name in self.column_names():
+            existing = self.column(column.name)
+            if existing.fingerprint != column.fingerprint:
+                raise CacheError(different_column(self.root, existing, column))
+            return existing
+        if null is not None:
+            path = layout.null(column.name, self.container)
+            data, entries = _PACK[self.container]([null], column.fields, 0)
+            durable.put_content(self.root / path, data)
+            durable.put_content(self.root / f"{path}.idx", dump_index(entries))
+            reference = {
+                "file": path,
+                **_digests(data),
+                "index": {"file": f"{path}.idx", **_digests(dump_index(entries))},
+            }
+            column = Column(**{**column.__dict__, "null": reference})
+        durable.put_if_absent(self.root / layout.column(column.name), dump_record(column.to_record()))
+        return self.column(column.name)
+
+    # -- shards -------------------------------------------------------------------------------------------------------
+
+    def commits(self, name: str) -> dict[int, int]:
+        """The current generation of every committed shard of a column, by shard."""
+        folder = self.root / layout.commits(name)
+        current: dict[int, int] = {}
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if parsed := layout.parse_commit(path.name):
+                current[parsed[0]] = max(current.get(parsed[0], 0), parsed[1])
+        return dict(sorted(current.items()))
+
+    def commit(self, name: str, shard: int, generation: int) -> Commit:
+        """One commit; DamageError where it is not whole or names a file outside the cache."""
+        path = self.root / layout.commit(name, shard, generation)
+        record = load_record(path)
+        try:
+            commit = Commit(**{**record, "keys": tuple(record["keys"])})
+            named = (commit.column, commit.shard, commit.generation) == (name, shard, generation)
+            files = [commit.file, *([commit.index["file"]] if commit.index else [])]
+        except (KeyError, TypeError) as error:
+            raise DamageError(f"{path} is not a commit that kcache wrote: {error}") from None
+        if not named or not all(layout.is_inside(str(file)) for file in files) or len(commit.keys) != commit.rows:
+            raise DamageError(f"{path} names another shard than its own; run 'kcache verify {self.root}'")
+        return commit
+
+    def commit_features(
+        self, column: Column, shard: int, rows: Sequence[tar.Row | None], keys: Sequence[str | None]
+    ) -> None:
+        """Write one shard file of a feature column with its index, then the commit that makes it exist."""
+        data, entries = _PACK[self.container](rows, column.fields, self.row_key(shard, 0))
+        index = dump_index(entries)
+        file = layout.shard(column.name, shard, _sha256(data), self.container)
+        index_file = str(Path(file).with_suffix(".idx").as_posix())
+        durable.put_content(self.root / file, data)
+        durable.put_content(self.root / index_file, index)
+        self._commit(column.name, shard, file, data, keys, {"file": index_file, **_digests(index)})
+
+    def commit_samples(self, shard: int, rows: Sequence[Record], keys: Sequence[str | None]) -> None:
+        """Write one shard of the samples column (captions, image sha256, size, or why it was set aside)."""
+        data = dump_lines(rows)
+        file = layout.shard(layout.SAMPLES, shard, _sha256(data), "jsonl")
+        durable.put_content(self.root / file, data)
+        self._commit(layout.SAMPLES, shard, file, data, keys, None)
+
+    def samples(self, shard: int, generation: int = 1) -> list[dict[str, Any]]:
+        """The samples column of one shard: ``id``, ``captions``, ``sha256``, ``width``, ``height`` or ``set_aside``."""
+        commit = self.commit(layout.SAMPLES, shard, generation)
+        rows = load_lines(self.root / commit.file)
+        if len(rows) != commit.rows:
+            raise DamageError(f"{commit.file} has {len(rows):,} rows, its commit says {commit.rows:,}")
+        return rows
+
+    def _commit(
+        self, name: str, shard: int, file: str, data: bytes, keys: Sequence[str | None], index: Record | None
+    ) -> None:
+        commit = Commit(name, shard, 1, file, len(data), _sha256(data), len(keys), tuple(keys), index)
+        durable.failpoint("commit")
+        durable.put_if_absent(self.root / layout.commit(name, shard, 1), dump_record(commit.to_record()))
+
+
+def different_column(root: Path, existing: Column, wanted: Column) -> str:
+    """The sentence for a column that was encoded otherwise than is now asked, naming each difference."""
+    differences = []
+    for part in ("encoder", "preprocessing"):
+        old, new = getattr(existing, part), getattr(wanted, part)
+        differences += [
+            f"{k} is {old.get(k)!r}, not {new.get(k)!r}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
+        ]
+    if existing.encode_dtype != wanted.encode_dtype:
+        differences.append(f"encode dtype is {existing.encode_dtype}, not {wanted.encode_dtype}")
+    if existing.fields != wanted.fields:
+        old_fields = [f"{f.name} {f.dtype} {list(f.shape)}" for f in existing.fields]
+        differences.append(
+            f"fields are {old_fields}, not {[f'{f.name} {f.dtype} {list(f.shape)}' for f in wanted.fields]}"
+        )
+    return (
+        f"column '{existing.name}' of {root} was encoded otherwise ({'; '.join(differences)});"
+        " encode with the same options, or into another cache folder"
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digests(data: bytes) -> Record:
+    return {"bytes": len(data), "sha256": _sha256(data)}

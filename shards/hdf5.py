@@ -1,0 +1,51 @@
+"""Shards as HDF5: flat contiguous arrays with offsets, readable with h5py alone."""
+
+import io
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .columns import Field
+from .index import ENTRY, Entries
+from .tar import Row
+
+
+def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) -> tuple[bytes, Entries]:
+    """The bytes of an HDF5 file with ``rows`` (None: set aside, no data) and their index.
+
+    For a field of fixed shape, ``FIELD`` has one row for each sample present. For a ragged one, ``FIELD`` is all
+    samples end to end and ``FIELD_offsets`` (int64) says where each begins, with the total last. ``rows`` (int64)
+    holds the row numbers of the samples present.
+    """
+    import h5py
+
+    kept = [i for i, row in enumerate(rows) if row is not None]
+    present = [row for row in rows if row is not None]
+    entries = np.zeros((len(rows), len(fields)), ENTRY)
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=("v108", "v108")) as file:
+        file.create_dataset("rows", data=np.asarray([first_row + i for i in kept], np.int64))
+        for j, field in enumerate(fields):
+            arrays = [np.ascontiguousarray(row[field.name], field.dtype) for row in present]
+            start = _write_field(file, field, arrays)
+            for i, array in zip(kept, arrays, strict=True):
+                entries[i, j] = (start, array.nbytes, zlib.crc32(array.tobytes()))
+                start += array.nbytes
+    return buffer.getvalue(), entries
+
+
+def _write_field(file: "object", field: Field, arrays: list[npt.NDArray[np.generic]]) -> int:
+    """Write one field; returns the place of its first byte in the file."""
+    import h5py
+
+    assert isinstance(file, h5py.File)
+    if field.is_ragged:
+        lengths = [len(array) for array in arrays]
+        file.create_dataset(f"{field.name}_offsets", data=np.cumsum([0, *lengths], dtype=np.int64))
+        flat = np.concatenate(arrays) if arrays else np.zeros((0, *field.shape_of(0)[1:]), field.dtype)
+    else:
+        flat = np.stack(arrays) if arrays else np.zeros((0, *field.shape_of(field.row_bytes)), field.dtype)
+    dataset = file.create_dataset(field.name, data=flat)
+    return int(dataset.id.get_offset() or 0)

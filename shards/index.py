@@ -1,0 +1,46 @@
+"""The binary index of a shard: for each sample and field, offset, length and crc32."""
+
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DamageError
+
+ENTRY = np.dtype([("offset", "<u8"), ("nbytes", "<u4"), ("crc32", "<u4")])
+"""One field of one sample; an offset of 0 marks a sample that was set aside."""
+
+Entries = npt.NDArray[np.void]
+"""Entries of shape (rows, fields)."""
+
+_HEADER = struct.Struct("<8sIIII8x")
+_MAGIC = b"KCACHEIX"
+_VERSION = 1
+
+
+def dump_index(entries: Entries) -> bytes:
+    """The bytes of an index file: 32 bytes of header, then 16 bytes for each sample and field."""
+    rows, fields = entries.shape
+    body = np.ascontiguousarray(entries, dtype=ENTRY).tobytes()
+    return _HEADER.pack(_MAGIC, _VERSION, rows, fields, _checksum(rows, fields, body)) + body
+
+
+def load_index(data: bytes, name: str) -> Entries:
+    """The entries in the bytes of an index file; ``name`` is for the error."""
+    if len(data) >= _HEADER.size:
+        magic, version, rows, fields, checksum = _HEADER.unpack_from(data)
+        body = memoryview(data)[_HEADER.size :]
+        whole = magic == _MAGIC and version == _VERSION and len(body) == rows * fields * ENTRY.itemsize
+        if whole and checksum == _checksum(rows, fields, body) and not any(data[24:32]):
+            return np.frombuffer(body, ENTRY).reshape(rows, fields)
+    raise DamageError(f"{name} is cut or damaged; run 'kcache verify --deep' on its cache")
+
+
+def present(entries: Entries) -> npt.NDArray[np.bool_]:
+    """Which rows (shape (rows,)) hold features, and were not set aside."""
+    return np.asarray((entries["offset"] != 0).all(axis=1))
+
+
+def _checksum(rows: int, fields: int, body: bytes | memoryview) -> int:
+    return zlib.crc32(body, zlib.crc32(struct.pack("<II", rows, fields)))

@@ -1,0 +1,134 @@
+"""The hot path: fields of chosen rows, read from known offsets straight into the caller's buffers."""
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from . import layout
+from .cache import Cache
+from .columns import Column, Field
+from .errors import CacheError, DamageError
+from .index import load_index
+from .snapshot import ShardFile, Snapshot
+
+MAX_OPEN_FILES = 128
+"""Shard files that one reader keeps open; the one unused longest is closed first."""
+
+
+class ColumnReader:
+    """Random access to one column of a snapshot, by position in ``snapshot.rows``.
+
+    Reads with ``pread``, not a memory map: a file that was cut is an error and not a SIGBUS. Not for two threads.
+    """
+
+    def __init__(self, snapshot: Snapshot, name: str, *, check_crc: bool = True) -> None:
+        """Open no file yet. ``check_crc`` compares the crc32 of every field that is read."""
+        pinned = snapshot.pinned[name]
+        self.column = pinned.column
+        self.check_crc = check_crc
+        self._snapshot = snapshot
+        self._fields = {field.name: j for j, field in enumerate(pinned.column.fields)}
+        entries = pinned.entries[snapshot.ordinals(name)]
+        self._offsets, self._nbytes, self._crcs = entries["offset"], entries["nbytes"], entries["crc32"]
+        self._shards = snapshot.rows[:, 0]
+        self._files = {file.shard: file for file in pinned.files}
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def field(self, name: str) -> Field:
+        """One field of the column."""
+        return self.column.fields[self._fields[name]]
+
+    def nbytes(self, field: str) -> npt.NDArray[np.uint32]:
+        """Stored bytes of one field for every position (shape ``(n,)``), known without reading."""
+        return np.asarray(self._nbytes[:, self._fields[field]])
+
+    def read_into(self, position: int, field: str, out: memoryview) -> None:
+        """Fill ``out`` (exactly as long as the stored array) with one field of one row.
+
+        DamageError, naming shard and sample, when the bytes are not those that were committed.
+        """
+        j = self._fields[field]
+        descriptor = self._descriptor(int(self._shards[position]))
+        count = os.preadv(descriptor, [out], int(self._offsets[position, j]))
+        if count != len(out) or len(out) != self._nbytes[position, j]:
+            raise self._damage(position, field, f"{count:,} of {int(self._nbytes[position, j]):,} bytes could be read")
+        if self.check_crc and zlib.crc32(out) != self._crcs[position, j]:
+            raise self._damage(position, field, "the bytes do not match their crc32")
+
+    def read(self, position: int, field: str) -> npt.NDArray[np.generic]:
+        """One field of one row as a new array."""
+        spec, nbytes = self.field(field), int(self.nbytes(field)[position])
+        out = np.empty(nbytes, np.uint8)
+        self.read_into(position, field, out.data)
+        return out.view(spec.dtype).reshape(spec.shape_of(nbytes))
+
+    def close(self) -> None:
+        """Close every file; the reader may be used again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _descriptor(self, shard: int) -> int:
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = self._open[shard] = self._open_file(self._files[shard])
+            if len(self._open) > MAX_OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        else:
+            self._open.move_to_end(shard)
+        return descriptor
+
+    def _open_file(self, file: ShardFile) -> int:
+        path = self._snapshot.cache.root / file.file
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError:
+            raise DamageError(f"{path} is missing; run 'kcache verify {self._snapshot.cache.root}'") from None
+        size = os.fstat(descriptor).st_size
+        if size != file.bytes:
+            os.close(descriptor)
+            raise DamageError(
+                f"{path} has {size:,} bytes, its commit says {file.bytes:,};"
+                f" run 'kcache verify {self._snapshot.cache.root}'"
+            )
+        return descriptor
+
+    def _damage(self, position: int, field: str, what: str) -> DamageError:
+        shard, row = (int(n) for n in self._snapshot.rows[position])
+        root = self._snapshot.cache.root
+        sample = self._snapshot.cache.ids(shard)[row]
+        return DamageError(
+            f"{root / self._files[shard].file}: field '{field}' of sample '{sample}': {what};"
+            f" run 'kcache verify {root} --deep'"
+        )
+
+
+def read_null(cache: Cache, column: Column) -> Mapping[str, npt.NDArray[np.generic]]:
+    """The null features of a column by field, checked against its record. CacheError when it has none."""
+    if column.null is None:
+        raise CacheError(f"column '{column.name}' of {cache.root} has no null features")
+    data = _checked(cache.root, column.null)
+    entries = load_index(_checked(cache.root, column.null["index"]), str(column.null["index"]["file"]))
+    arrays = {}
+    for field, entry in zip(column.fields, entries[0], strict=True):
+        start, nbytes = int(entry["offset"]), int(entry["nbytes"])
+        arrays[field.name] = np.frombuffer(data[start : start + nbytes], field.dtype).reshape(field.shape_of(nbytes))
+    return arrays
+
+
+def _checked(root: Path, reference: Mapping[str, object]) -> bytes:
+    import hashlib
+
+    file = str(reference["file"])
+    if not layout.is_inside(file):
+        raise DamageError(f"{file!r} lies outside of {root}; the cache is damaged or hostile")
+    if not (root / file).is_file():
+        raise DamageError(f"{root / file} is missing; run 'kcache verify {root}'")
+    data = (root / file).read_bytes()
+    if hashlib.sha256(data).hexdigest() != reference["sha256"]:
+        raise DamageError(f"{root / file} does not match its sha256; run 'kcache verify {root}'")
+    return data

@@ -1,0 +1,153 @@
+"""A pinned state of some columns: which files hold which rows, and the digest that names it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import durable, layout
+from .cache import Cache
+from .columns import Column
+from .errors import CacheError, DamageError
+from .index import ENTRY, Entries, dump_index, load_index, present
+from .records import digest, dump_record, load_record
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One committed shard file of a column."""
+
+    shard: int
+    generation: int
+    file: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class PinnedColumn:
+    """The committed shard files of one column, and the index entries of their rows end to end."""
+
+    column: Column
+    files: tuple[ShardFile, ...]
+    entries: Entries
+
+
+class Snapshot:
+    """The current commits of ``columns``, pinned: later commits do not show in it.
+
+    ``rows`` are the ``(n, 2)`` places ``(shard, row in shard)`` that hold features in all columns, in plan order;
+    ``digest`` names the state, and is equal for equal commits of these columns, whatever else the cache holds.
+    """
+
+    def __init__(self, cache: Cache, columns: Sequence[str], *, partial: bool = False) -> None:
+        """CacheError when a column lacks shards of the plan, unless ``partial`` accepts those that are there."""
+        self.cache = cache
+        self.pinned = {name: _pin(cache, name) for name in columns}
+        shards = set.intersection(*({f.shard for f in p.files} for p in self.pinned.values()))
+        missing = cache.shard_count - len(shards)
+        if not shards or (missing and not partial):
+            raise CacheError(
+                f"{cache.root}: {missing} of {cache.shard_count} shards lack {' or '.join(columns)};"
+                f" finish with 'kcache encode DATASET {cache.root}'"
+            )
+        self.missing_shards = missing
+        self.digest = digest(
+            {
+                n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards]
+                for n, p in self.pinned.items()
+            }
+        )
+        self.rows = self._common_rows(sorted(shards))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ordinals(self, name: str) -> npt.NDArray[np.int64]:
+        """For each of `rows`, its place in the entries of one column (shape ``(n,)``)."""
+        starts = np.zeros(self.cache.shard_count + 1, np.int64)
+        total = 0
+        for file in self.pinned[name].files:
+            starts[file.shard] = total
+            total += file.rows
+        return np.asarray(starts[self.rows[:, 0]] + self.rows[:, 1])
+
+    def _common_rows(self, shards: list[int]) -> npt.NDArray[np.int64]:
+        whole: dict[int, npt.NDArray[np.bool_]] = {}
+        for pinned in self.pinned.values():
+            ends = np.cumsum([file.rows for file in pinned.files])
+            for file, there in zip(pinned.files, np.split(present(pinned.entries), ends[:-1]), strict=True):
+                if len(whole.setdefault(file.shard, there)) != len(there):
+                    raise DamageError(f"{file.file} has {len(there):,} rows, another column {len(whole[file.shard]):,}")
+                whole[file.shard] = whole[file.shard] & there
+        pieces = [np.stack([np.full(len(kept), s), kept], 1) for s in shards for kept in [np.flatnonzero(whole[s])]]
+        return np.concatenate(pieces).astype(np.int64)
+
+
+def _pin(cache: Cache, name: str) -> PinnedColumn:
+    """Read a column's current commits, through the derived copy in ``index/`` where that is up to date."""
+    column, generations = cache.column(name), cache.commits(name)
+    state = digest(sorted(generations.items()))
+    derived = _load_derived(cache, name, state, column)
+    if derived is None:
+        derived = _gather(cache, column, generations)
+        _store_derived(cache, name, state, derived)
+    return derived
+
+
+def _gather(cache: Cache, column: Column, generations: dict[int, int]) -> PinnedColumn:
+    files, parts = [], []
+    for shard, generation in generations.items():
+        commit = cache.commit(column.name, shard, generation)
+        if commit.index is None:
+            raise DamageError(f"{layout.commit(column.name, shard, generation)} names no index; run 'kcache verify'")
+        entries = load_index(_read(cache, str(commit.index["file"])), str(commit.index["file"]))
+        if entries.shape != (commit.rows, len(column.fields)):
+            raise DamageError(f"{commit.index['file']} has {len(entries):,} rows, its commit says {commit.rows:,}")
+        files.append(ShardFile(shard, generation, commit.file, commit.bytes, commit.sha256, commit.rows))
+        parts.append(entries)
+    return PinnedColumn(column, tuple(files), np.concatenate([np.zeros((0, len(column.fields)), ENTRY), *parts]))
+
+
+def _load_derived(cache: Cache, name: str, state: str, column: Column) -> PinnedColumn | None:
+    path = cache.root / layout.derived(f"{name}.json")
+    if not path.is_file():
+        return None
+    try:
+        record = load_record(path)
+        if record["state"] != state or record["fingerprint"] != column.fingerprint:
+            return None
+        files = tuple(ShardFile(*row) for row in record["files"])
+        data = _read(cache, layout.derived(f"{name}.idx"))
+        if record["index_sha256"] != hashlib.sha256(data).hexdigest():
+            return None
+        return PinnedColumn(column, files, load_index(data, path.name))
+    except (CacheError, KeyError, TypeError):
+        return None  # Derived files are never trusted to be whole: the commits are read instead.
+
+
+def _store_derived(cache: Cache, name: str, state: str, pinned: PinnedColumn) -> None:
+    files: list[list[Any]] = [list(f.__dict__.values()) for f in pinned.files]
+    index = dump_index(pinned.entries)
+    record = {
+        "state": state,
+        "fingerprint": pinned.column.fingerprint,
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+        "files": files,
+    }
+    try:
+        durable.replace(cache.root / layout.derived(f"{name}.idx"), index)
+        durable.replace(cache.root / layout.derived(f"{name}.json"), dump_record(record))
+    except OSError:
+        pass  # A read-only or full disk: opening is slower, nothing else changes.
+
+
+def _read(cache: Cache, file: str) -> bytes:
+    try:
+        return (cache.root / file).read_bytes()
+    except FileNotFoundError:
+        raise DamageError(f"{cache.root / file} is missing; run 'kcache verify {cache.root}'") from None
