@@ -6,6 +6,7 @@ from .errors import CacheError, DamageError, KcacheError, UsageError
 from .order import Stream, permutation
 from .reader import ColumnReader, read_null
 from .snapshot import Snapshot
+from .summary import ColumnSummary, Summary, summarize
 from .verify import Fault, Verification, verify
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CacheError",
     "Column",
     "ColumnReader",
+    "ColumnSummary",
     "Commit",
     "DamageError",
     "Fault",
@@ -20,9 +22,11 @@ __all__ = [
     "KcacheError",
     "Snapshot",
     "Stream",
+    "Summary",
     "UsageError",
     "Verification",
     "permutation",
     "read_null",
+    "summarize",
     "verify",
 ]

@@ -17,7 +17,7 @@ from .dataset import Dataset, DatasetOptions, open_dataset
 from .encoders import Encoder, TextColumn
 from .pictures import mapped_ahead
 from .shard_encoder import Committer, ShardEncoder, store
-from .work import Work, find_work
+from .work import ShardTask, Work, find_work
 
 
 @dataclass

@@ -13,6 +13,8 @@ from .stages import Stage
 
 def save_result(output_dir: Path, model: Any, stage: Stage, trained_from: str, options: dict[str, Any]) -> None:
     """Write ``prior/`` or ``unet/``, ``training.json`` and ``README.md``, each whole or not at all."""
+    if Path(trained_from).is_dir():
+        trained_from = str(Path(trained_from).resolve())  # so that the result works from any folder
     with whole_folder(output_dir / stage.subfolder) as folder:
         model.save_pretrained(str(folder), safe_serialization=True)
     record = {"stage": stage.name, "trained_from": trained_from, "options": options}

@@ -1,0 +1,134 @@
+"""`kcache encode`: a dataset's captions and images through the frozen encoders into a cache."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kcache.cli.options import Choice, ListOption, make_config
+from kcache.cli.sizes import size
+
+if TYPE_CHECKING:
+    from kcache.encoding.config import EncodeConfig
+    from kcache.encoding.encode import EncodeReport
+
+
+@click.command()
+@click.argument("dataset")
+@click.argument("cache")
+@click.option(
+    "--pretrained-prior-model-name-or-path",
+    metavar="NAME",
+    help="Where the CLIP encoders come from: a hub id or a folder.  [default: kandinsky-community/kandinsky-2-2-prior]",
+)
+@click.option(
+    "--pretrained-decoder-model-name-or-path",
+    metavar="NAME",
+    help="Where MoVQ comes from: a hub id or a folder.  [default: kandinsky-community/kandinsky-2-2-decoder]",
+)
+@click.option("--revision", help="Branch, tag or commit on the hub, for both checkpoints.")
+@click.option("--variant", help="Variant of the weights, such as fp16.")
+@click.option("--cache-dir", help="Where downloads from the hub are kept.")
+@click.option(
+    "--resolution",
+    cls=ListOption,
+    type=click.IntRange(min=8),
+    help="Side of the pictures for MoVQ, in pixels; several make a column each.  [default: 512]",
+)
+@click.option(
+    "--columns", cls=ListOption, help="Only these columns: text, image, latents (of every --resolution) or latents-N."
+)
+@click.option("--format", type=Choice(["tar", "h5"]), help="WebDataset or HDF5 shards.  [default: tar]")
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    help="Samples in a shard; a kill costs about one shard's encoding.  [default: 256]",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Samples that an encoder takes at once.  [default: 16]")
+@click.option(
+    "--encode-dtype",
+    type=Choice(["fp32", "fp16", "bf16"]),
+    help="What the encoders compute in.  [default: fp16 on a GPU, fp32 on a CPU]",
+)
+@click.option("--store-dtype", type=Choice(["fp16", "fp32"]), help="What is stored.  [default: fp16]")
+@click.option("--device", help="Such as cuda:1 or cpu.  [default: the first GPU, else the CPU]")
+@click.option(
+    "--alpha",
+    type=Choice(["white", "drop"]),
+    help="Transparent pixels: on white, or as the reference.  [default: white]",
+)
+@click.option("--image-column", help="The image column of a datasets table.  [default: image]")
+@click.option("--caption-column", help="The caption column of a table or metadata file.  [default: text]")
+@click.option("--dataset-config-name", help="The configuration of a hub dataset.")
+@click.option("--split", help="The split of a datasets table.  [default: train]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads that decode pictures.  [default: cores, at most 8]"
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be encoded, why, and how large it is; encode nothing.")
+def encode(**options: Any) -> int:
+    """Encode the captions and images of DATASET into CACHE, once.
+
+    DATASET is a folder of pictures with metadata.jsonl or metadata.csv (columns file_name and text), or with a text
+    file beside each picture; a folder that the datasets library saved; or the name of a dataset on the hub.
+
+    What CACHE already holds is not encoded again. Killed at any moment and run again, it goes on from the last shard
+    that was committed. Exit code 3: done, but some samples were set aside (unreadable pictures, missing captions).
+
+    \b
+      kcache encode my-pictures cache
+      kcache encode my-pictures cache --resolution 512 768   adds the column latents-768
+      kcache encode user/dataset cache --caption-column caption --format h5
+    """
+    from kcache.encoding.config import EncodeConfig
+    from kcache.encoding.encode import encode as encode_dataset
+
+    config = make_config(EncodeConfig, options)
+    report = encode_dataset(config)
+    if config.dry_run:
+        _print_dry_run(report)
+    else:
+        _print_summary(config, report)
+    return 3 if report.set_aside else 0
+
+
+def _print_dry_run(report: "EncodeReport") -> None:
+    """What would be encoded, column by column, with its size."""
+    for name, nbytes in report.estimated_bytes.items():
+        counts = report.work.counts[name]
+        why = (
+            "these samples are not in the cache, or their shard lacks this column" if counts["new"] else "nothing to do"
+        )
+        click.echo(f"{name:12} would encode {counts['new']:,} samples, about {size(nbytes)}: {why}")
+    click.echo(f"{'total':12} about {size(sum(report.estimated_bytes.values()))}; nothing was written")
+
+
+def _print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
+    """What was done, what was set aside, and what comes next."""
+    done = ", ".join(f"{name} {count:,}" for name, count in report.encoded.items() if count)
+    if done:
+        click.echo(f"Encoded {done} in {report.seconds:,.0f} s ({report.pictures / report.seconds:,.1f} images/s).")
+    else:
+        click.echo(f"{config.cache} is up to date: nothing to encode.")
+    _print_warnings(report)
+    latents = [n for n in report.work.counts if n.startswith("latents-")]
+    resolution = f" --resolution {latents[0].removeprefix('latents-')}" if latents else ""
+    click.echo(
+        f"Next: kcache train prior {config.cache} --output-dir my-prior\n"
+        f"      kcache train decoder {config.cache} --output-dir my-decoder{resolution}"
+    )
+
+
+def _print_warnings(report: "EncodeReport") -> None:
+    if report.work.gone:
+        click.echo(f"{len(report.work.gone):,} samples are gone from the dataset and are kept in the cache.", err=True)
+    if report.cut_captions:
+        click.echo(
+            f"{report.cut_captions:,} captions are longer than 77 tokens and were cut, as in the reference.", err=True
+        )
+    if report.empty_captions:
+        click.echo(f"{report.empty_captions:,} captions are empty and were encoded as the empty prompt.", err=True)
+    if report.set_aside:
+        click.echo(f"Set aside {len(report.set_aside):,} samples (exit code 3):", err=True)
+        for sample, reason in list(report.set_aside.items())[:10]:
+            click.echo(f"  {sample}: {reason}", err=True)
+        if len(report.set_aside) > 10:
+            click.echo(f"  and {len(report.set_aside) - 10:,} more; 'kcache info CACHE' lists them", err=True)

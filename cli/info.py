@@ -1,0 +1,62 @@
+"""`kcache info`: what a cache holds and what made it."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from kcache.cli.sizes import size
+
+if TYPE_CHECKING:
+    from kcache.shards import ColumnSummary, Summary
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
+@click.option("--set-aside", is_flag=True, help="List the samples that were set aside, with the reason of each.")
+def info(cache: str, as_json: bool, set_aside: bool) -> None:
+    """Show the columns of CACHE: samples, bytes, dtypes, and the encoders that made them.
+
+    \b
+      kcache info cache
+      kcache info cache --set-aside
+      kcache info cache --json | jq .columns
+    """
+    from kcache.shards import Cache, summarize
+
+    summary = summarize(Cache(cache))
+    if as_json:
+        click.echo(json.dumps(asdict(summary), indent=1))
+    elif set_aside:
+        for sample, reason in summary.set_aside.items():
+            click.echo(f"{sample}\t{reason}")
+    else:
+        _print(summary)
+
+
+def _print(summary: "Summary") -> None:
+    click.echo(
+        f"{summary.path}: {summary.samples:,} samples with {summary.captions:,} captions in {summary.shards:,} shards"
+        f" of up to {summary.shard_size:,} (.{summary.container}, format {summary.format_version})"
+    )
+    for column in summary.columns:
+        _print_column(summary, column)
+    if summary.set_aside:
+        click.echo(
+            f"{len(summary.set_aside):,} samples were set aside; 'kcache info {summary.path} --set-aside' lists them"
+        )
+    unfinished = [c.name for c in summary.columns if c.shards < summary.shards]
+    if unfinished:
+        click.echo(f"unfinished: {', '.join(unfinished)}; run 'kcache encode DATASET {summary.path}' to go on")
+
+
+def _print_column(summary: "Summary", column: "ColumnSummary") -> None:
+    done = "" if column.shards == summary.shards else f", {column.shards:,} of {summary.shards:,} shards"
+    click.echo(f"\n{column.name}: {column.rows:,} samples, {size(column.bytes)}{done}")
+    for name, kind in column.fields.items():
+        click.echo(f"  {name:16} {kind}")
+    source = column.notes.get("from", "unknown")
+    click.echo(f"  made by          {column.encoder['class']} in {column.encode_dtype} from {source}")
+    click.echo(f"  fingerprint      {column.fingerprint[:16]}")

@@ -1,0 +1,9 @@
+"""Bytes as people read them."""
+
+
+def size(nbytes: int) -> str:
+    """Such as ``19.7 MB`` (decimal units) or ``512 bytes``."""
+    value, units = float(nbytes), ["bytes", "KB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"

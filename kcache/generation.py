@@ -1,0 +1,144 @@
+"""Text to picture with what was trained, through the stock pipelines of diffusers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kcache.checkpoints import DECODER, PRIOR
+from kcache.devices import default_device, torch_dtype
+from kcache.progress import bar
+from kcache.shards.errors import KcacheError
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """The options of ``kcache generate``. ``prior`` and ``decoder``: a trained OUT, a pipeline's folder, or a hub id."""
+
+    prompts: tuple[str, ...]
+    prior: str = PRIOR
+    decoder: str = DECODER
+    output: str = "grid.png"
+    num_images_per_prompt: int = 1
+    negative_prompt: str = ""
+    prior_num_inference_steps: int = 25
+    prior_guidance_scale: float = 4.0
+    num_inference_steps: int = 50
+    guidance_scale: float = 4.0
+    resolution: int | None = None
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class GenerateReport:
+    """What was made."""
+
+    output: str
+    pictures: int
+    width: int
+    height: int
+
+
+def generate(config: GenerateConfig) -> GenerateReport:
+    """Make ``num_images_per_prompt`` pictures of each prompt and write them as one grid, a row for each prompt.
+
+    Picture N of a prompt has the seed ``seed + N``, whatever else is in the grid and on whatever device.
+    """
+    import torch
+
+    if not config.prompts:
+        raise KcacheError('no prompt was given; write it in quotes: kcache generate "a red fox"')
+    device = torch.device(config.device) if config.device else default_device()
+    dtype = torch_dtype(config.dtype or ("fp16" if device.type == "cuda" else "fp32"))
+    side = config.resolution or _trained_resolution(config.decoder) or 512
+    prior, decoder = _load_prior(config.prior, dtype), _load_decoder(config.decoder, dtype)
+    for pipeline in (prior, decoder):
+        pipeline.to(device)
+        pipeline.set_progress_bar_config(disable=True)
+    pictures = []
+    with bar(len(config.prompts) * config.num_images_per_prompt, "img", "generate") as progress:
+        for prompt in config.prompts:
+            for number in range(config.num_images_per_prompt):
+                pictures.append(_picture(config, prior, decoder, prompt, config.seed + number, side))
+                progress.update(1)
+    grid = _grid(pictures, columns=config.num_images_per_prompt if config.num_images_per_prompt > 1 else 4)
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+    grid.save(config.output)
+    return GenerateReport(config.output, len(pictures), *grid.size)
+
+
+def _picture(config: GenerateConfig, prior: Any, decoder: Any, prompt: str, seed: int, side: int) -> Any:
+    import torch
+
+    generator = torch.Generator("cpu").manual_seed(seed)
+    embeds = prior(
+        prompt,
+        negative_prompt=config.negative_prompt or None,
+        num_inference_steps=config.prior_num_inference_steps,
+        guidance_scale=config.prior_guidance_scale,
+        generator=generator,
+    )
+    return decoder(
+        image_embeds=embeds.image_embeds,
+        negative_image_embeds=embeds.negative_image_embeds,
+        height=side,
+        width=side,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        generator=generator,
+    ).images[0]
+
+
+def _grid(pictures: Sequence[Any], columns: int) -> Any:
+    from PIL import Image
+
+    columns = min(columns, len(pictures))
+    width, height = pictures[0].size
+    rows, gap = -(-len(pictures) // columns), 4
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, picture in enumerate(pictures):
+        grid.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
+    return grid
+
+
+def _load_prior(name: str, dtype: Any) -> Any:
+    from diffusers import KandinskyV22PriorPipeline, PriorTransformer
+
+    return _load(name, "prior", KandinskyV22PriorPipeline, PriorTransformer, dtype)
+
+
+def _load_decoder(name: str, dtype: Any) -> Any:
+    from diffusers import KandinskyV22Pipeline, UNet2DConditionModel
+
+    return _load(name, "unet", KandinskyV22Pipeline, UNet2DConditionModel, dtype)
+
+
+def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtype: Any) -> Any:
+    """A pipeline from its own folder or hub id, or from a trained component and the checkpoint that it was trained from."""
+    folder, replaced = Path(name), {}
+    arguments = {"torch_dtype": dtype, "use_safetensors": True}
+    try:
+        if folder.is_dir() and not (folder / "model_index.json").is_file():
+            if not (folder / subfolder).is_dir():
+                raise KcacheError(
+                    f"{folder} holds no trained '{subfolder}'; train one with 'kcache train', or name a pipeline"
+                )
+            replaced[subfolder] = model_class.from_pretrained(str(folder), subfolder=subfolder, **arguments)
+            name = str(_training(folder).get("trained_from", name))
+        return pipeline_class.from_pretrained(name, **replaced, **arguments)
+    except (OSError, ValueError) as error:
+        raise KcacheError(f"{name} does not load as {pipeline_class.__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _trained_resolution(decoder: str) -> int | None:
+    resolution = _training(Path(decoder)).get("options", {}).get("resolution")
+    return int(resolution) if resolution else None
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """What ``kcache train`` noted about a run, or nothing."""
+    path = folder / "training.json"
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}

@@ -1,0 +1,82 @@
+"""What a cache holds, counted from its records: columns, rows, bytes, what made them, and what was set aside."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import layout
+from .cache import Cache
+from .records import Record
+
+
+@dataclass(frozen=True)
+class ColumnSummary:
+    """One column: how many of the plan's shards it has, and their rows with features and bytes on disk."""
+
+    name: str
+    shards: int
+    rows: int
+    bytes: int
+    fingerprint: str
+    fields: dict[str, str]
+    encoder: Record
+    encode_dtype: str
+    preprocessing: Record
+    notes: Record
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole cache."""
+
+    path: str
+    format_version: int
+    container: str
+    shard_size: int
+    shards: int
+    samples: int
+    captions: int
+    set_aside: dict[str, str] = field(default_factory=dict)
+    columns: list[ColumnSummary] = field(default_factory=list)
+
+
+def summarize(cache: Cache) -> Summary:
+    """Read the records of a cache; no features are read."""
+    set_aside, captions = {}, 0
+    for row in _samples(cache):
+        captions += len(row["captions"])
+        if "set_aside" in row:
+            set_aside[row["id"]] = row["set_aside"]
+    return Summary(
+        path=str(cache.root),
+        format_version=layout.FORMAT_VERSION,
+        container=cache.container,
+        shard_size=cache.shard_size,
+        shards=cache.shard_count,
+        samples=sum(len(cache.ids(shard)) for shard in range(cache.shard_count)),
+        captions=captions,
+        set_aside=set_aside,
+        columns=[_summarize_column(cache, name) for name in cache.column_names()],
+    )
+
+
+def _samples(cache: Cache) -> Iterator[dict[str, Any]]:
+    for shard, generation in cache.commits(layout.SAMPLES).items():
+        yield from cache.samples(shard, generation)
+
+
+def _summarize_column(cache: Cache, name: str) -> ColumnSummary:
+    column = cache.column(name)
+    commits = [cache.commit(name, shard, generation) for shard, generation in cache.commits(name).items()]
+    return ColumnSummary(
+        name=name,
+        shards=len(commits),
+        rows=sum(key is not None for commit in commits for key in commit.keys),
+        bytes=sum(commit.bytes for commit in commits),
+        fingerprint=column.fingerprint,
+        fields={f.name: f"{f.dtype} {list(f.shape)}".replace("None", "*") for f in column.fields},
+        encoder=column.encoder,
+        encode_dtype=column.encode_dtype,
+        preprocessing=column.preprocessing,
+        notes=column.notes,
+    )
