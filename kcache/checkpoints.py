@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kcache.fingerprints import config_digest, weights_sha256
+from kcache.progress import hush_libraries
 from kcache.shards.errors import KcacheError
 from kcache.shards.records import Record
 
@@ -99,8 +100,8 @@ class Component:
     def load(self, model_class: Any, dtype: Any) -> Any:
         """The model in evaluation mode, on the CPU, in ``dtype`` (a torch dtype)."""
         self.weight_files()
-        key = "dtype" if model_class.__module__.startswith("transformers") else "torch_dtype"
-        arguments = {"variant": self.checkpoint.variant, "use_safetensors": True, key: dtype}
+        hush_libraries()
+        arguments = {"variant": self.checkpoint.variant, "use_safetensors": True, "dtype": dtype}
         try:
             return model_class.from_pretrained(str(self.folder), **arguments).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:

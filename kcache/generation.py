@@ -8,13 +8,13 @@ from typing import Any
 
 from kcache.checkpoints import DECODER, PRIOR
 from kcache.devices import default_device, torch_dtype
-from kcache.progress import bar
+from kcache.progress import bar, hush_libraries
 from kcache.shards.errors import KcacheError
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """The options of ``kcache generate``. ``prior`` and ``decoder``: a trained OUT, a pipeline's folder, or a hub id."""
+    """The options of ``kcache generate``; ``prior`` and ``decoder`` are a trained OUT, a pipeline folder or a hub id."""
 
     prompts: tuple[str, ...]
     prior: str = PRIOR
@@ -51,6 +51,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
 
     if not config.prompts:
         raise KcacheError('no prompt was given; write it in quotes: kcache generate "a red fox"')
+    hush_libraries()
     device = torch.device(config.device) if config.device else default_device()
     dtype = torch_dtype(config.dtype or ("fp16" if device.type == "cuda" else "fp32"))
     side = config.resolution or _trained_resolution(config.decoder) or 512
@@ -117,9 +118,9 @@ def _load_decoder(name: str, dtype: Any) -> Any:
 
 
 def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtype: Any) -> Any:
-    """A pipeline from its own folder or hub id, or from a trained component and the checkpoint that it was trained from."""
+    """A pipeline from its folder or hub id, or from a trained component and the checkpoint it was trained from."""
     folder, replaced = Path(name), {}
-    arguments = {"torch_dtype": dtype, "use_safetensors": True}
+    arguments = {"dtype": dtype, "use_safetensors": True}
     try:
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             if not (folder / subfolder).is_dir():

@@ -21,3 +21,14 @@ def bar(total: int, unit: str, description: str, *, initial: int = 0, scale: boo
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
         dynamic_ncols=True,
     )
+
+
+def hush_libraries() -> None:
+    """Keep the bars and advice of diffusers and transformers off the terminal: kcache says what it does itself."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -64,7 +64,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 def load_weights(path: Path, subfolder: str, model: Any) -> None:
     """Fill ``model`` with a checkpoint's weights."""
-    loaded = type(model).from_pretrained(str(path / subfolder), torch_dtype=torch.float32, use_safetensors=True)
+    loaded = type(model).from_pretrained(str(path / subfolder), dtype=torch.float32, use_safetensors=True)
     model.load_state_dict(loaded.state_dict())
 
 
