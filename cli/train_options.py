@@ -8,7 +8,7 @@ import click
 from kcache.cli.options import Choice
 
 if TYPE_CHECKING:
-    from kcache.training.train import TrainReport
+    from kcache.training.run import TrainReport
 
 # A copy of kcache.training.config.SCHEDULES, which --help would have to load torch for.
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -83,7 +83,10 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def print_report(report: "TrainReport") -> int:
     """What a run did and what comes next; returns the exit code."""
-    if report.step < report.max_steps:
+    stopped = report.step < report.max_steps
+    if not report.is_main:
+        return 130 if stopped else 0
+    if stopped:
         click.echo(
             f"Stopped after update {report.step:,} of {report.max_steps:,}; all of it is in {report.checkpoint}.\n"
             "Go on with the same command and --resume-from-checkpoint latest"

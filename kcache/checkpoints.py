@@ -99,14 +99,24 @@ class Component:
 
     def load(self, model_class: Any, dtype: Any) -> Any:
         """The model in evaluation mode, on the CPU, in ``dtype`` (a torch dtype)."""
+        from safetensors import SafetensorError
+
         self.weight_files()
         hush_libraries()
         arguments = {"variant": self.checkpoint.variant, "use_safetensors": True, "dtype": dtype}
         try:
-            return model_class.from_pretrained(str(self.folder), **arguments).eval()
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            cause = str(error).split("\n")[0]
-            raise KcacheError(f"{self.folder} does not load as {model_class.__name__}: {cause}") from error
+            model, loaded = model_class.from_pretrained(str(self.folder), output_loading_info=True, **arguments)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            cause = str(error).split("\n")[0].rstrip(". ")
+            raise KcacheError(
+                f"{self.folder} does not load as {model_class.__name__} ({cause}); download the checkpoint again"
+            ) from error
+        if missing := sorted(loaded["missing_keys"]):  # Both libraries fill them with random numbers and only warn.
+            raise KcacheError(
+                f"the weights in {self.folder} lack {len(missing):,} tensors of {model_class.__name__}, such as"
+                f" {missing[0]}; download the checkpoint again"
+            )
+        return model.eval()
 
 
 def _variant(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from kcache.shards.errors import KcacheError
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """The options of ``kcache generate``; ``prior`` and ``decoder`` are a trained OUT, a pipeline folder or a hub id."""
+    """The options of ``kcache generate``; ``prior`` and ``decoder``: a trained OUT, a pipeline folder or a hub id."""
 
     prompts: tuple[str, ...]
     prior: str = PRIOR

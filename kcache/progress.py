@@ -7,7 +7,7 @@ from typing import Any
 logger = logging.getLogger("kcache")
 
 
-def bar(total: int, unit: str, description: str, *, initial: int = 0, scale: bool = False) -> Any:
+def bar(total: int, unit: str, description: str, *, initial: int = 0, scale: bool = False, shown: bool = True) -> Any:
     """A tqdm bar. In a log file it writes a line's worth every half minute instead of ten times a second."""
     from tqdm import tqdm
 
@@ -17,7 +17,7 @@ def bar(total: int, unit: str, description: str, *, initial: int = 0, scale: boo
         unit=f" {unit}",
         unit_scale=scale,
         desc=description,
-        disable=logger.getEffectiveLevel() > logging.INFO,
+        disable=not shown or logger.getEffectiveLevel() > logging.INFO,
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
         dynamic_ncols=True,
     )

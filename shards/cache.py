@@ -66,12 +66,8 @@ class Cache:
         A folder with other things in it is refused: a cache never mixes with a user's files.
         """
         root = Path(root)
-        if root.exists() and not root.is_dir():
-            raise CacheError(f"{root} is a file; name a folder for the cache")
+        refuse_foreign_folder(root)
         if not (root / layout.ROOT_RECORD).exists():
-            durable.clear_dead_temporaries(root) if root.is_dir() else None
-            if root.is_dir() and any(not p.name.startswith(".tmp-") for p in root.iterdir()):
-                raise CacheError(f"{root} is not empty and not a kcache cache; name another folder for the cache")
             record = {"format_version": layout.FORMAT_VERSION, "shard_size": shard_size, "container": container}
             durable.put_if_absent(root / layout.ROOT_RECORD, dump_record(record))
         return cls(root)
@@ -91,16 +87,20 @@ class Cache:
         """The ids of one shard's samples, in order."""
         return [str(line["id"]) for line in load_lines(self.root / layout.plan(shard))]
 
-    def extend_plan(self, ids: Sequence[str]) -> None:
-        """Append new samples; known ids keep their places. Killed in the middle and called again, it ends the same."""
-        for start in range(0, len(ids), self.shard_size):
-            shard, chunk = self.shard_count, ids[start : start + self.shard_size]
-            path = self.root / layout.plan(shard)
-            if not durable.put_if_absent(path, dump_lines({"id": i} for i in chunk)) and self.ids(shard) != list(chunk):
+    def extend_plan(self, ids: Sequence[str], first: int | None = None) -> None:
+        """Append new samples; known ids keep their places. Killed in the middle and called again, it ends the same.
+
+        ``first`` is the number of their first shard, which whoever found them to be new counted: two processes that
+        found the same then write the same. CacheError where another process planned other samples there.
+        """
+        first = self.shard_count if first is None else first
+        for shard, start in enumerate(range(0, len(ids), self.shard_size), first):
+            path, chunk = self.root / layout.plan(shard), list(ids[start : start + self.shard_size])
+            if not durable.put_if_absent(path, dump_lines({"id": i} for i in chunk)) and self.ids(shard) != chunk:
                 raise CacheError(
                     f"another process planned other samples into {path}; run the command again to go on from its plan"
                 )
-            del self.shard_count
+        self.__dict__.pop("shard_count", None)
 
     def row_key(self, shard: int, row: int) -> int:
         """The number of a sample in its shard's file: unique in the cache and never reused."""
@@ -140,8 +140,9 @@ class Cache:
                 "index": {"file": f"{path}.idx", **_digests(dump_index(entries))},
             }
             column = Column(**{**column.__dict__, "null": reference})
-        durable.put_if_absent(self.root / layout.column(column.name), dump_record(column.to_record()))
-        return self.column(column.name)
+        if durable.put_if_absent(self.root / layout.column(column.name), dump_record(column.to_record())):
+            return self.column(column.name)
+        return self.add_column(column, None)  # Another process was first: its column must be this one.
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
@@ -201,6 +202,20 @@ class Cache:
         commit = Commit(name, shard, 1, file, len(data), _sha256(data), len(keys), tuple(keys), index)
         durable.failpoint("commit")
         durable.put_if_absent(self.root / layout.commit(name, shard, 1), dump_record(commit.to_record()))
+
+
+def refuse_foreign_folder(root: Path) -> None:
+    """CacheError where ``root`` is a file, or a folder with other things than a cache in it."""
+    if root.exists() and not root.is_dir():
+        raise CacheError(f"{root} is a file; name a folder for the cache")
+    # Listed before the record is looked for: another process may be making the cache, and makes the record first.
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    foreign = sorted(name for name in names if not name.startswith(durable.TEMPORARY))
+    if foreign and not (root / layout.ROOT_RECORD).exists():
+        raise CacheError(
+            f"{root} is not empty and not a kcache cache (it has: {', '.join(foreign[:3])});"
+            " name another folder for the cache"
+        )
 
 
 def different_column(root: Path, existing: Column, wanted: Column) -> str:

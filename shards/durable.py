@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 _counter = itertools.count()
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
+"""How the names of files begin that are not whole yet."""
 
 failpoint: Callable[[str], None] = lambda name: None  # noqa: E731  (tests replace it to kill the process here)
 """Called with the name of each step before it is taken."""
@@ -80,7 +81,7 @@ def sync_tree(folder: Path) -> None:
 
 def clear_dead_temporaries(root: Path) -> int:
     """Remove the temp files that killed processes of this machine left under ``root``; returns how many."""
-    mine = f"{_TEMPORARY}{_host()}-"
+    mine = f"{TEMPORARY}{_host()}-"
     dead = [path for path in root.rglob(mine + "*") if not _is_alive(path.name.removeprefix(mine).split("-")[0])]
     for path in dead:
         path.unlink(missing_ok=True)
@@ -88,7 +89,7 @@ def clear_dead_temporaries(root: Path) -> int:
 
 
 def _write_temporary(folder: Path, data: bytes) -> Path:
-    temporary = folder / f"{_TEMPORARY}{_host()}-{os.getpid()}-{next(_counter)}"
+    temporary = folder / f"{TEMPORARY}{_host()}-{os.getpid()}-{next(_counter)}"
     try:
         failpoint("write")
         with open(temporary, "xb") as file:

@@ -78,7 +78,9 @@ def _faults(
             except CacheError as error:
                 yield path, str(error)
                 continue
-            if shard >= shards or rows[shard] not in (-1, commit.rows):
+            if shard >= shards:
+                yield path, f"belongs to shard {shard}, which the plan does not have: {layout.plan(shard)} is missing"
+            elif rows[shard] not in (-1, commit.rows):
                 yield path, f"has {commit.rows:,} rows, the plan of shard {shard} has {rows[shard]:,}"
             result.files += 1
             result.bytes += commit.bytes

@@ -1,8 +1,7 @@
-"""What is to be encoded: samples with stable ids, from a folder of pictures or a ``datasets`` table."""
+"""What is to be encoded: samples with stable ids, and where the bytes of their images come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from kcache.shards.errors import KcacheError
@@ -48,31 +47,9 @@ class DatasetOptions:
     cache_dir: str | None = None
 
 
-def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
-    """The samples of a folder, a saved ``datasets`` folder or a dataset on the hub, ordered by id."""
-    from . import imagefolder, tables
-
-    path = Path(name_or_path)
-    if path.is_file():
-        raise KcacheError(
-            f"dataset {path} is a file; name a folder of pictures, a saved 'datasets' folder or a hub dataset"
-        )
-    if path.is_dir():
-        saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        dataset: Dataset = tables.open_saved(path, options) if saved else imagefolder.ImageFolder(path, options)
-    elif path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
-        raise KcacheError(f"dataset {path} does not exist; name a folder of pictures, or a dataset on the hub")
-    else:
-        dataset = tables.open_hub(name_or_path, options)
-    if not dataset.samples:
-        raise KcacheError(f"dataset {name_or_path} is empty: it has no picture that kcache can see")
-    _refuse_repeated(name_or_path, dataset.samples)
-    return dataset
-
-
-def _refuse_repeated(name: str, samples: Sequence[Sample]) -> None:
-    seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise KcacheError(f"dataset {name} names '{sample.id}' twice; give it one row, with a list of captions")
-        seen.add(sample.id)
+def captions_of(value: object, place: str) -> tuple[str, ...]:
+    """A caption or a list of captions as a tuple; empty for null. KcacheError for anything else."""
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not all(isinstance(v, str) for v in values):
+        raise KcacheError(f"{place} is neither a caption nor a list of captions: {value!r}")
+    return tuple(values)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from kcache.checkpoints import Checkpoint
 from kcache.progress import bar, logger
-from kcache.shards import Cache, Column, KcacheError, durable
-from kcache.shards.cache import different_column
+from kcache.shards import Cache, Column, KcacheError, durable, layout
+from kcache.shards.cache import different_column, refuse_foreign_folder
 
 from .columns import Encoders, column_names, make_encoder
 from .config import DEFAULT_SHARD_SIZE, EncodeConfig
-from .dataset import Dataset, DatasetOptions, open_dataset
+from .dataset import Dataset, DatasetOptions
 from .encoders import Encoder, TextColumn
+from .memory import Memory
+from .open_dataset import open_dataset
 from .pictures import mapped_ahead
 from .shard_encoder import Committer, ShardEncoder, store
 from .work import ShardTask, Work, find_work
@@ -46,8 +48,13 @@ def encode(config: EncodeConfig) -> EncodeReport:
     cache = _open_cache(config)
     encoders = _make_encoders(config, cache)
     columns = [encoder.column for encoder in encoders.values()]
-    shard_size = cache.shard_size if cache else config.shard_size or DEFAULT_SHARD_SIZE
-    work = find_work(dataset, cache, columns, shard_size)
+    kind = (
+        (cache.shard_size, cache.container)
+        if cache
+        else (config.shard_size or DEFAULT_SHARD_SIZE, config.format or "tar")
+    )
+    memory = Memory(dataset, cache.root if cache else None)
+    work = find_work(dataset, cache, columns, kind[0], memory)
     report = EncodeReport(work, len(dataset.samples), set_aside=dict(work.set_aside))
     _announce(work)
     _refuse_changed(config, work)
@@ -56,7 +63,7 @@ def encode(config: EncodeConfig) -> EncodeReport:
         report.estimated_bytes = _estimate(work, dataset, encoders)
         return report
     try:
-        _run(config, dataset, encoders, report)
+        _run(config, kind, dataset, encoders, memory, report)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -81,7 +88,8 @@ def _dataset_options(config: EncodeConfig) -> DatasetOptions:
 def _open_cache(config: EncodeConfig) -> Cache | None:
     """The cache if it exists, checked against what was asked for; a missing one is made after all other checks."""
     root = Path(config.cache)
-    if not (root / "kcache.json").exists():
+    refuse_foreign_folder(root)
+    if not (root / layout.ROOT_RECORD).exists():
         return None
     cache = Cache(root)
     if config.format and config.format != cache.container:
@@ -144,8 +152,14 @@ def _inspect_captions(report: EncodeReport, dataset: Dataset, encoders: dict[str
 
 def _captions_to_encode(work: Work, dataset: Dataset, column: str) -> list[str]:
     samples = {sample.id: sample for sample in dataset.samples}
-    ids = (i for task in work.tasks if column in task.columns for i in task.ids)
-    return [caption for i in ids if i in samples and not samples[i].fault for caption in samples[i].captions]
+    captions: list[str] = []
+    for task in work.tasks:
+        if column in task.columns and task.rows is not None:
+            captions += [caption for row in task.rows if "set_aside" not in row for caption in row["captions"]]
+        elif column in task.columns:
+            usable = [samples[i] for i in task.ids if i in samples and not samples[i].fault]
+            captions += [caption for sample in usable for caption in sample.captions]
+    return captions
 
 
 def _estimate(work: Work, dataset: Dataset, encoders: dict[str, Encoder]) -> dict[str, int]:
@@ -162,25 +176,35 @@ def _estimate(work: Work, dataset: Dataset, encoders: dict[str, Encoder]) -> dic
     return estimate
 
 
-def _run(config: EncodeConfig, dataset: Dataset, encoders: dict[str, Encoder], report: EncodeReport) -> None:
-    cache = Cache.create(
-        config.cache,
-        shard_size=config.shard_size or DEFAULT_SHARD_SIZE,
-        container=config.format or "tar",
-    )
+def _run(
+    config: EncodeConfig,
+    kind: tuple[int, str],
+    dataset: Dataset,
+    encoders: dict[str, Encoder],
+    memory: Memory,
+    report: EncodeReport,
+) -> None:
+    """Encode what is to do. ``kind`` is the shard size and container that the work was cut for."""
+    cache = Cache.create(config.cache, shard_size=kind[0], container=kind[1])
+    if (cache.shard_size, cache.container) != kind:
+        raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
     durable.clear_dead_temporaries(cache.root)
-    cache.extend_plan(report.work.new_ids)
+    cache.extend_plan(report.work.new_ids, report.work.first_new_shard)
     tasks = report.work.tasks
     columns = {name: _write_column(cache, encoder, tasks) for name, encoder in encoders.items()}
-    run = ShardEncoder(config, cache, dataset, encoders, columns)
+    run = ShardEncoder(config, cache, dataset, encoders, columns, memory)
     pictures = [(task, sample) for task in tasks for sample in run.to_decode(task)]
-    with (
-        bar(sum(len(task.ids) for task in tasks), "img", "encode") as progress,
-        mapped_ahead(run.prepare, pictures, workers=run.workers, ahead=2 * config.batch_size + run.workers) as ready,
-        Committer() as committer,
-    ):
-        for task in tasks:
-            committer.submit(run.encode_shard(task, ready, progress.update))
+    ahead = 2 * config.batch_size + run.workers
+    try:
+        with (
+            bar(sum(len(task.ids) for task in tasks), "img", "encode") as progress,
+            mapped_ahead(run.prepare, pictures, workers=run.workers, ahead=ahead) as ready,
+            Committer() as committer,
+        ):
+            for task in tasks:
+                committer.submit(run.encode_shard(task, ready, progress.update))
+    finally:
+        memory.store(cache.root)
     report.pictures, report.encoded = len(pictures), run.encoded
     report.set_aside |= run.set_aside
 
@@ -189,6 +213,6 @@ def _write_column(cache: Cache, encoder: Encoder, tasks: Sequence[ShardTask]) ->
     """The column's record on disk; its null features are computed only when the record is not there yet."""
     name = encoder.column.name
     if name in cache.column_names():
-        return cache.column(name)
+        return cache.add_column(encoder.column, None)
     null = encoder.null()
     return cache.add_column(encoder.column, store(encoder.column, null, "the null features") if null else None)

@@ -11,7 +11,7 @@ from typing import Any
 from kcache.fingerprints import file_sha256
 from kcache.shards.errors import KcacheError
 
-from .dataset import DatasetOptions, Sample, Stat
+from .dataset import DatasetOptions, Sample, Stat, captions_of
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -147,11 +147,3 @@ def _captions(row: dict[str, Any], column: str, place: str) -> tuple[str, ...]:
         have = ", ".join(repr(str(key)) for key in row if key != "file_name") or "none"
         raise KcacheError(f"{place} has no column '{column}' (it has: {have}); choose one with --caption-column")
     return captions_of(row[column], f"{place}: column '{column}'")
-
-
-def captions_of(value: object, place: str) -> tuple[str, ...]:
-    """A caption or a list of captions as a tuple; empty for null. KcacheError for anything else."""
-    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    if not all(isinstance(v, str) for v in values):
-        raise KcacheError(f"{place} is neither a caption nor a list of captions: {value!r}")
-    return tuple(values)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import Dataset, Sample
+from .dataset import Dataset, Sample, Stat
 from .encoders import ImageEncoder
 from .images import UnreadableImageError, decode
 
@@ -25,6 +25,7 @@ class Picture:
     """One picture ready for its encoders, or the reason why it is set aside."""
 
     id: str
+    stat: Stat | None = None
     sha256: str | None = None
     width: int = 0
     height: int = 0
@@ -34,19 +35,20 @@ class Picture:
 
 def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncoder], alpha: str) -> Picture:
     """Read and decode one picture once, whatever number of encoders it feeds."""
+    stat = dataset.stat(sample.id)
     try:
         data = dataset.read(sample.id)
     except OSError as error:
         return Picture(sample.id, set_aside=sample.fault or f"the file cannot be read: {error.strerror or error}")
     sha256 = hashlib.sha256(data).hexdigest()
     if sample.fault:
-        return Picture(sample.id, sha256, set_aside=sample.fault)
+        return Picture(sample.id, stat, sha256, set_aside=sample.fault)
     try:
         image = decode(data, alpha)
     except UnreadableImageError as error:
-        return Picture(sample.id, sha256, set_aside=str(error))
+        return Picture(sample.id, stat, sha256, set_aside=str(error))
     arrays = {name: encoder.prepare(image) for name, encoder in encoders.items()}
-    return Picture(sample.id, sha256, image.width, image.height, arrays)
+    return Picture(sample.id, stat, sha256, image.width, image.height, arrays)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from kcache.shards.records import digest
 from .config import EncodeConfig
 from .dataset import Dataset, Sample
 from .encoders import Encoder, Features, ImageEncoder
+from .memory import Memory
 from .pictures import Picture, prepare
 from .work import SamplesRow, ShardTask, input_of
 
@@ -27,8 +28,9 @@ class ShardEncoder:
         dataset: Dataset,
         encoders: dict[str, Encoder],
         columns: dict[str, Column],
+        memory: Memory,
     ) -> None:
-        self.cache, self.dataset, self.columns = cache, dataset, columns
+        self.cache, self.dataset, self.columns, self.memory = cache, dataset, columns, memory
         self.encoded = dict.fromkeys(columns, 0)
         self.set_aside: dict[str, str] = {}
         self.alpha, self.batch_size = config.alpha, config.batch_size
@@ -88,6 +90,8 @@ class ShardEncoder:
             self.set_aside[picture.id] = picture.set_aside
         if rows.setdefault(picture.id, row) != row:
             raise KcacheError(f"'{picture.id}' changed while it was being encoded; run the same command again")
+        if picture.sha256:
+            self.memory.learn(picture.id, picture.stat, picture.sha256)
 
     def _encode_pictures(self, batch: list[Picture], features: dict[str, dict[str, Features]]) -> None:
         for name, encoder in self.image.items():

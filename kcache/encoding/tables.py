@@ -6,8 +6,7 @@ from typing import Any
 
 from kcache.shards.errors import KcacheError
 
-from .dataset import DatasetOptions, Sample, Stat
-from .imagefolder import captions_of
+from .dataset import DatasetOptions, Sample, Stat, captions_of
 
 
 class Table:

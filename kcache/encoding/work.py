@@ -1,16 +1,14 @@
 """What an encode has to do, and why: the dataset as it is now against the cache's commits."""
 
-import json
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from kcache.shards import Cache, Column, durable, layout
+from kcache.shards import Cache, Column, layout
 
-from .dataset import Dataset, Sample, Stat
+from .dataset import Dataset, Sample
+from .memory import Memory
 
 SamplesRow = dict[str, Any]
 
@@ -36,15 +34,17 @@ class Work:
     """Samples that are not what was encoded, and why."""
     gone: list[str] = field(default_factory=list)
     new_ids: list[str] = field(default_factory=list)
+    first_new_shard: int = 0
     set_aside: dict[str, str] = field(default_factory=dict)
-    """Samples that were set aside by an earlier run, and why."""
+    """Samples that an earlier run set aside or that cannot be encoded as they are, and why."""
 
 
-def find_work(dataset: Dataset, cache: Cache | None, columns: Sequence[Column], shard_size: int) -> Work:
+def find_work(
+    dataset: Dataset, cache: Cache | None, columns: Sequence[Column], shard_size: int, memory: Memory
+) -> Work:
     """Compare a dataset with a cache (None: not made yet). Reads no image whose size and time are as remembered."""
     samples = {sample.id: sample for sample in dataset.samples}
     work = Work(counts={column.name: Counter() for column in columns})
-    memory = _Memory(dataset, cache)
     commits = {name: cache.commits(name) for name in [layout.SAMPLES, *work.counts]} if cache else {}
     known: set[str] = set()
     for shard in range(cache.shard_count if cache else 0):
@@ -65,8 +65,7 @@ def find_work(dataset: Dataset, cache: Cache | None, columns: Sequence[Column], 
                 _compare_keys(work, column, rows, keys, samples)
         if missing or rows is None:
             work.tasks.append(ShardTask(shard, ids, tuple(missing), rows))
-    _append_new(work, [s.id for s in dataset.samples if s.id not in known], cache, shard_size)
-    memory.store()
+    _append_new(work, [s for s in dataset.samples if s.id not in known], cache, shard_size)
     return work
 
 
@@ -75,16 +74,17 @@ def input_of(column: Column, row: SamplesRow) -> object:
     return row["sha256"] if column.reads == "image" else row["captions"]
 
 
-def _append_new(work: Work, new: list[str], cache: Cache | None, shard_size: int) -> None:
-    work.new_ids = new
-    first = cache.shard_count if cache else 0
+def _append_new(work: Work, new: list[Sample], cache: Cache | None, shard_size: int) -> None:
+    work.new_ids, work.first_new_shard = [sample.id for sample in new], cache.shard_count if cache else 0
     for counts in work.counts.values():
-        counts["new"] += len(new)
-    for number, start in enumerate(range(0, len(new), shard_size), first):
-        work.tasks.append(ShardTask(number, new[start : start + shard_size], tuple(work.counts), None))
+        counts.update("set aside" if sample.fault else "new" for sample in new)
+    work.set_aside |= {sample.id: sample.fault for sample in new if sample.fault}
+    for number, start in enumerate(range(0, len(new), shard_size), work.first_new_shard):
+        ids = work.new_ids[start : start + shard_size]
+        work.tasks.append(ShardTask(number, ids, tuple(work.counts), None))
 
 
-def _compare_rows(work: Work, rows: Sequence[SamplesRow], samples: Mapping[str, Sample], memory: "_Memory") -> None:
+def _compare_rows(work: Work, rows: Sequence[SamplesRow], samples: Mapping[str, Sample], memory: Memory) -> None:
     for row in rows:
         sample = samples.get(row["id"])
         if sample is None:
@@ -95,7 +95,7 @@ def _compare_rows(work: Work, rows: Sequence[SamplesRow], samples: Mapping[str, 
             work.set_aside[row["id"]] = row["set_aside"]
 
 
-def _difference(row: SamplesRow, sample: Sample, memory: "_Memory") -> str | None:
+def _difference(row: SamplesRow, sample: Sample, memory: Memory) -> str | None:
     """Why a sample is not what its row of the samples column says, or None where it is."""
     if list(sample.captions) != row["captions"]:
         return "caption edited"
@@ -109,9 +109,11 @@ def _count_new(
     work: Work, column: Column, ids: Sequence[str], rows: Sequence[SamplesRow] | None, samples: Mapping[str, Sample]
 ) -> None:
     for i, sample_id in enumerate(ids):
-        aside = rows is not None and "set_aside" in rows[i]
-        state = "gone" if sample_id not in samples else "set aside" if aside else "new"
-        work.counts[column.name][state] += 1
+        sample = samples.get(sample_id)
+        aside = "set_aside" in rows[i] if rows is not None else sample is not None and sample.fault is not None
+        work.counts[column.name]["gone" if sample is None else "set aside" if aside else "new"] += 1
+        if rows is None and sample is not None and sample.fault:
+            work.set_aside[sample_id] = sample.fault
 
 
 def _compare_keys(
@@ -130,51 +132,3 @@ def _compare_keys(
             work.changed[row["id"]] = f"its '{column.name}' features were made from something else, or not at all"
         else:
             counts["hit"] += 1
-
-
-class _Memory:
-    """sha256 of pictures by size and time of change, kept in ``index/``: a second run opens no picture."""
-
-    def __init__(self, dataset: Dataset, cache: Cache | None) -> None:
-        self._dataset, self._cache, self._started = dataset, cache, time.time_ns()
-        self._known = dict(self._load()) if cache else {}
-        self._seen: dict[str, tuple[Stat, str]] = {}
-
-    def sha256(self, sample_id: str) -> str | None:
-        """sha256 of an image now, or None when it cannot be read."""
-        stat = self._dataset.stat(sample_id)
-        known = self._known.get(sample_id)
-        if stat is not None and known is not None and known[0] == stat:
-            self._seen[sample_id] = known
-            return known[1]
-        try:
-            sha256 = self._dataset.sha256(sample_id)
-        except OSError:
-            return None
-        # A file that changed within the last two seconds may change again without its time showing it.
-        if stat is not None and stat[1] < self._started - 2 * 10**9:
-            self._seen[sample_id] = (stat, sha256)
-        return sha256
-
-    def store(self) -> None:
-        """Keep what was learned, where the disk allows it."""
-        if self._cache is None or self._seen == self._known:
-            return
-        lines = (json.dumps([i, *stat, sha256], ensure_ascii=True) for i, (stat, sha256) in self._seen.items())
-        try:
-            durable.replace(self._path(self._cache.root), "".join(f"{line}\n" for line in lines).encode())
-        except OSError:
-            pass  # A read-only or full disk: the pictures are hashed again next time.
-
-    def _load(self) -> Iterator[tuple[str, tuple[Stat, str]]]:
-        assert self._cache is not None
-        try:
-            for line in self._path(self._cache.root).read_text().splitlines():
-                sample_id, size, changed, sha256 = json.loads(line)
-                yield sample_id, ((size, changed), sha256)
-        except (OSError, ValueError):
-            return
-
-    @staticmethod
-    def _path(root: Path) -> Path:
-        return root / layout.derived("pictures.jsonl")

@@ -42,7 +42,9 @@ def save_checkpoint(
         torch.save(tensors, folder / _TENSORS)
         (folder / _STATE).write_bytes(dump_record(asdict(state)))
     if limit is not None:
-        for old in checkpoints(output_dir)[:-limit]:
+        # What was just saved stays, even where a run resumed from an older checkpoint left later ones beside it.
+        others = [other for other in checkpoints(output_dir) if other != path]
+        for old in others[: max(0, len(others) + 1 - limit)]:
             shutil.rmtree(old)
     return path
 

@@ -7,7 +7,7 @@ NOISE, TIMESTEP, CAPTION = range(3)
 """The draws. A new one goes at the end: the numbers are part of what makes a run repeatable."""
 
 PROBE = 2**48
-"""Updates from here on belong to the fixed draws of `kcache.training.probe`, not to training."""
+"""The update to which the fixed draws of `kcache.training.probe` belong; no training comes that far."""
 
 
 class Draws:

@@ -17,18 +17,18 @@ SEED = 0
 
 
 def probe_loss(objective: Any, stage: Stage, snapshot: Snapshot, samples: int, batch_size: int, device: Any) -> float:
-    """Mean loss over ``samples`` samples (rounded up to whole batches) with fixed draws; changes nothing."""
-    stream, batches = Stream(len(snapshot), SEED), -(-samples // batch_size)
+    """Mean loss over ``samples`` samples with fixed draws, whatever the batch size; changes nothing."""
+    positions = Stream(len(snapshot), SEED).take(0, samples).tolist()
 
     def micro_batches() -> Iterator[MicroBatch]:
-        for i in range(batches):
-            positions = stream.take(i * batch_size, batch_size)
-            yield MicroBatch(PROBE + i, range(batch_size), positions.tolist())
+        for start in range(0, samples, batch_size):
+            slots = range(start, min(start + batch_size, samples))
+            yield MicroBatch(PROBE, slots, positions[slots.start : slots.stop])
 
     total, source = torch.zeros((), device=device), stage.make_source(snapshot, SEED)
     objective.eval()
     with torch.no_grad(), Feeder(source, micro_batches(), batch_size, device) as feeder:
         for batch in feeder:
-            total += objective(batch).detach()
+            total += objective(batch).detach() * len(batch["timesteps"])
     objective.train()
-    return float(total / batches)
+    return float(total / samples)

@@ -33,7 +33,7 @@ class Source(Protocol):
         """Buffers for the largest batch there can be; ``pin`` locks their pages for copies to a GPU."""
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
-        """Read a micro-batch into ``buffers`` and return it as views of them."""
+        """Read a micro-batch, of as many samples as ``buffers`` have or fewer, and return it as views of them."""
 
 
 class PriorSource:
@@ -75,17 +75,15 @@ class PriorSource:
         length = trimmed_length(longest, self._full) if self._trim else self._full
         flat = buffers["hidden_states"].view(-1)
         hidden = flat[: len(rows) * length * self._hidden.shape_of(0)[1]].view(len(rows), length, -1)
-        hidden_bytes, embeds_bytes, image_bytes = map(_bytes, (hidden, buffers["text_embeds"], buffers["image_embeds"]))
+        hidden_rows, embeds, images = map(_rows, (hidden, buffers["text_embeds"], buffers["image_embeds"]))
         hidden_array, lengths = hidden.numpy(), buffers["lengths"].numpy()
         for i, ((_, position), (caption, start, stop)) in enumerate(zip(rows, spans, strict=True)):
-            self._read_text(
-                position, caption, start, stop, _row(embeds_bytes, i, len(rows)), _row(hidden_bytes, i, len(rows))
-            )
-            self._image.read_into(position, "image_embeds", _row(image_bytes, i, len(rows)))
+            self._read_text(position, caption, start, stop, embeds[i], hidden_rows[i])
+            self._image.read_into(position, "image_embeds", images[i])
             lengths[i] = stop - start
             hidden_array[i, stop - start :] = 0
         _draw(self._draws, buffers, batch, self._timesteps)
-        return {**buffers, "hidden_states": hidden}
+        return {**_first(buffers, len(rows)), "hidden_states": hidden}
 
     def _caption(self, step: int, slot: int, position: int) -> tuple[int, int, int]:
         """Which caption of a sample is drawn, and where its tokens begin and end."""
@@ -130,13 +128,12 @@ class DecoderSource:
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
         """Read a micro-batch."""
-        count = len(batch.positions)
-        latents_bytes, image_bytes = _bytes(buffers["latents"]), _bytes(buffers["image_embeds"])
+        latents, images = _rows(buffers["latents"]), _rows(buffers["image_embeds"])
         for i, position in enumerate(batch.positions):
-            self._latents.read_into(position, "latents", _row(latents_bytes, i, count))
-            self._image.read_into(position, "image_embeds", _row(image_bytes, i, count))
+            self._latents.read_into(position, "latents", latents[i])
+            self._image.read_into(position, "image_embeds", images[i])
         _draw(self._draws, buffers, batch, self._timesteps)
-        return dict(buffers)
+        return _first(buffers, len(batch.positions))
 
 
 class _Allocator(Protocol):
@@ -154,10 +151,12 @@ def _draw(draws: Draws, buffers: Buffers, batch: MicroBatch, high: int) -> None:
         timesteps[i] = draws.integer(batch.step, slot, TIMESTEP, high)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.view(-1).numpy().view(np.uint8).data
+def _rows(tensor: Tensor) -> list[memoryview]:
+    """The bytes of each row of a contiguous tensor, to be written to."""
+    view = tensor.view(-1).numpy().view(np.uint8).data
+    size = len(view) // len(tensor)
+    return [view[start : start + size] for start in range(0, len(view), size)]
 
 
-def _row(view: memoryview, i: int, rows: int) -> memoryview:
-    size = len(view) // rows
-    return view[i * size : (i + 1) * size]
+def _first(buffers: Buffers, count: int) -> Buffers:
+    return {name: tensor[:count] for name, tensor in buffers.items()}

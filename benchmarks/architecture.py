@@ -1,0 +1,73 @@
+"""Kandinsky 2.2 at full size with random weights: the configurations of the hub's checkpoints, for every benchmark."""
+
+from typing import Any
+
+CLIP_TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "projection_dim": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
+CLIP_VISION = {
+    "hidden_size": 1664,
+    "intermediate_size": 8192,
+    "projection_dim": 1280,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+}
+MOVQ = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (128, 256, 256, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+    "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 2,
+    "num_vq_embeddings": 16384,
+    "vq_embed_dim": 4,
+    "norm_type": "spatial",
+}
+PRIOR = {
+    "num_attention_heads": 32,
+    "attention_head_dim": 64,
+    "num_layers": 20,
+    "embedding_dim": 1280,
+    "num_embeddings": 77,
+    "additional_embeddings": 4,
+}
+UNET = {
+    "in_channels": 4,
+    "out_channels": 8,
+    "block_out_channels": (384, 768, 1152, 1536),
+    "layers_per_block": 3,
+    "attention_head_dim": 64,
+    "cross_attention_dim": 768,
+    "encoder_hid_dim": 1280,
+    "encoder_hid_dim_type": "image_proj",
+    "addition_embed_type": "image",
+    "down_block_types": ("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * 3,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",),
+    "resnet_time_scale_shift": "scale_shift",
+}
+
+
+def models() -> dict[str, Any]:
+    """The five models with random weights, on torch's current default device."""
+    from diffusers import PriorTransformer, UNet2DConditionModel, VQModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return {
+        "text": CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_TEXT)),
+        "vision": CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_VISION)),
+        "movq": VQModel(**MOVQ),
+        "prior": PriorTransformer(**PRIOR),
+        "unet": UNet2DConditionModel(**UNET),
+    }
