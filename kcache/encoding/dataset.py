@@ -52,4 +52,6 @@ def captions_of(value: object, place: str) -> tuple[str, ...]:
     values = value if isinstance(value, list | tuple) else [] if value is None else [value]
     if not all(isinstance(v, str) for v in values):
         raise KcacheError(f"{place} is neither a caption nor a list of captions: {value!r}")
+    if any("\ud800" <= character <= "\udfff" for text in values for character in text):
+        raise KcacheError(f"{place} has half of a surrogate pair, which is no character: {value!r}")
     return tuple(values)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy.typing as npt
 
 from kcache.checkpoints import Checkpoint
 from kcache.devices import torch_dtype
+from kcache.fingerprints import file_sha256
 from kcache.shards import Column, Field, KcacheError
-from kcache.shards.records import Record
+from kcache.shards.records import Record, digest
 
 from .images import centre_square, clip_pixels
 
@@ -79,7 +81,7 @@ class TextColumn:
             ),
             encoder={"class": "CLIPTextModelWithProjection", **self._component.identity()},
             preprocessing={
-                "tokenizer": _folder_digest(self._tokenizer_folder),
+                "vocabulary": _vocabulary_digest(self._tokenizer_folder),
                 "max_length": self.tokenizer.model_max_length,
             },
             encode_dtype=precision.encode_dtype,
@@ -257,13 +259,15 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _folder_digest(folder: Any) -> str:
-    """sha256 over the files that fix what a tokenizer does."""
-    from kcache.fingerprints import file_sha256
-    from kcache.shards.records import digest
+def _vocabulary_digest(folder: Path) -> str:
+    """sha256 over the files that fix how captions become tokens.
 
-    names = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    return digest({name: file_sha256(folder / name) for name in names if (folder / name).is_file()})
+    The pad token is not among them: padding comes last, attention is causal, and its hidden states are dropped.
+    """
+    names = [name for name in ("vocab.json", "merges.txt") if (folder / name).is_file()] or ["tokenizer.json"]
+    if not all((folder / name).is_file() for name in names):
+        raise KcacheError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json; download it again")
+    return digest({name: file_sha256(folder / name) for name in names})
 
 
 def _processor_settings(config: Record) -> Record:

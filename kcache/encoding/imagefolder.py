@@ -31,6 +31,8 @@ class ImageFolder:
         self.root = root
         pictures, metadata = _walk(root)
         rows = dict(_metadata_rows(root, metadata, options.caption_column)) if metadata else {}
+        # A row's file is a picture whatever its name ends with.
+        pictures |= {name: None for name in rows if name not in pictures and (root / name).is_file()}
         found = [self._sample(name, rows, bool(metadata)) for name in pictures]
         lost = [
             Sample(name, captions, "the file does not exist") for name, captions in rows.items() if name not in pictures
@@ -119,8 +121,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise KcacheError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from None
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise KcacheError(f"{path}:{reader.line_num} is not CSV: {error}") from None
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

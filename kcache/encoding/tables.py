@@ -23,6 +23,7 @@ class Table:
         self._image_column, self._name = options.image_column, name
         self._table = table.cast_column(options.image_column, Image(decode=False))
         self._rows: dict[str, int] = {}
+        self._without_image: set[str] = set()
         captions = table.select_columns([options.caption_column])[options.caption_column]
         self.samples = sorted((self._sample(row, captions[row]) for row in range(len(table))), key=lambda s: s.id)
 
@@ -31,7 +32,9 @@ class Table:
         return self._bytes(self._rows[sample_id])
 
     def sha256(self, sample_id: str) -> str:
-        """sha256 of one image, which its id begins with."""
+        """sha256 of one image, which its id begins with; OSError where its row has none."""
+        if sample_id in self._without_image:
+            raise OSError("it is empty")
         return sample_id[:64]
 
     def stat(self, sample_id: str) -> Stat | None:
@@ -40,20 +43,24 @@ class Table:
 
     def _sample(self, row: int, caption: object) -> Sample:
         try:
-            digest = hashlib.sha256(self._bytes(row)).hexdigest()
-            fault = None
-        except (OSError, TypeError, KeyError) as error:
+            digest, fault = hashlib.sha256(self._bytes(row)).hexdigest(), None
+        except OSError as error:
             digest, fault = hashlib.sha256(f"row {row}".encode()).hexdigest(), f"row {row} has no image: {error}"
         occurrence, sample_id = 1, digest
         while sample_id in self._rows:
             occurrence += 1
             sample_id = f"{digest}-{occurrence}"
         self._rows[sample_id] = row
+        if fault:
+            self._without_image.add(sample_id)
         captions = captions_of(caption, f"dataset {self._name}, row {row}")
         return Sample(sample_id, captions, fault or (None if captions else f"row {row} has no caption"))
 
     def _bytes(self, row: int) -> bytes:
+        """The bytes of one row's image; OSError where it has none."""
         value = self._table[row][self._image_column]
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise OSError("it is empty")
         return bytes(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
