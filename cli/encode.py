@@ -85,6 +85,7 @@ def encode(**options: Any) -> int:
     report = encode_dataset(config)
     if config.dry_run:
         _print_dry_run(report)
+        _print_warnings(config, report)
     else:
         _print_summary(config, report)
     return 3 if report.set_aside else 0
@@ -92,12 +93,12 @@ def encode(**options: Any) -> int:
 
 def _print_dry_run(report: "EncodeReport") -> None:
     """What would be encoded, column by column, with its size."""
+    unplanned = sum(sample not in report.set_aside for sample in report.work.new_ids)
     for name, nbytes in report.estimated_bytes.items():
-        counts = report.work.counts[name]
-        why = (
-            "these samples are not in the cache, or their shard lacks this column" if counts["new"] else "nothing to do"
-        )
-        click.echo(f"{name:12} would encode {counts['new']:,} samples, about {size(nbytes)}: {why}")
+        count = report.work.counts[name]["new"]
+        reasons = {"not in the cache yet": unplanned, "in shards that lack this column": count - unplanned}
+        why = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items() if n) or "nothing to do"
+        click.echo(f"{name:12} would encode {count:,} samples, about {size(nbytes)}: {why}")
     click.echo(f"{'total':12} about {size(sum(report.estimated_bytes.values()))}; nothing was written")
 
 
@@ -108,7 +109,7 @@ def _print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
         click.echo(f"Encoded {done} in {report.seconds:,.0f} s ({report.pictures / report.seconds:,.1f} images/s).")
     else:
         click.echo(f"{config.cache} is up to date: nothing to encode.")
-    _print_warnings(report)
+    _print_warnings(config, report)
     latents = [n for n in report.work.counts if n.startswith("latents-")]
     resolution = f" --resolution {latents[0].removeprefix('latents-')}" if latents else ""
     click.echo(
@@ -117,7 +118,8 @@ def _print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
     )
 
 
-def _print_warnings(report: "EncodeReport") -> None:
+def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
+    """What a reader of the summary may have to act on."""
     if report.work.gone:
         click.echo(f"{len(report.work.gone):,} samples are gone from the dataset and are kept in the cache.", err=True)
     if report.cut_captions:
@@ -131,4 +133,5 @@ def _print_warnings(report: "EncodeReport") -> None:
         for sample, reason in list(report.set_aside.items())[:10]:
             click.echo(f"  {sample}: {reason}", err=True)
         if len(report.set_aside) > 10:
-            click.echo(f"  and {len(report.set_aside) - 10:,} more; 'kcache info CACHE' lists them", err=True)
+            more = len(report.set_aside) - 10
+            click.echo(f"  and {more:,} more; 'kcache info {config.cache} --set-aside' lists them", err=True)

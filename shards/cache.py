@@ -130,19 +130,20 @@ class Cache:
                 raise CacheError(different_column(self.root, existing, column))
             return existing
         if null is not None:
-            path = layout.null(column.name, self.container)
-            data, entries = _PACK[self.container]([null], column.fields, 0)
-            durable.put_content(self.root / path, data)
-            durable.put_content(self.root / f"{path}.idx", dump_index(entries))
-            reference = {
-                "file": path,
-                **_digests(data),
-                "index": {"file": f"{path}.idx", **_digests(dump_index(entries))},
-            }
-            column = Column(**{**column.__dict__, "null": reference})
+            column = Column(**{**column.__dict__, "null": self._put_null(column, null)})
         if durable.put_if_absent(self.root / layout.column(column.name), dump_record(column.to_record())):
             return self.column(column.name)
         return self.add_column(column, None)  # Another process was first: its column must be this one.
+
+    def _put_null(self, column: Column, null: tar.Row) -> Record:
+        """Write null features; returns the reference to them for the column's record."""
+        data, entries = _PACK[self.container]([null], column.fields, 0)
+        index = dump_index(entries)
+        # Named by their content: of two processes that race for a column, one wins with its own null features.
+        file, index_file = (layout.null(column.name, _sha256(data), suffix) for suffix in (self.container, "idx"))
+        durable.put_content(self.root / file, data)
+        durable.put_content(self.root / index_file, index)
+        return {"file": file, **_digests(data), "index": {"file": index_file, **_digests(index)}}
 
     # -- shards -------------------------------------------------------------------------------------------------------
 

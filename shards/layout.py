@@ -32,9 +32,9 @@ def column(name: str) -> str:
     return f"columns/{name}.json"
 
 
-def null(name: str, container: str) -> str:
-    """The null features of one column: a shard of one row."""
-    return f"columns/{name}.null.{container}"
+def null(name: str, sha256: str, suffix: str) -> str:
+    """The null features of one column: a shard of one row, named by its content."""
+    return f"columns/{name}.null-{sha256[:8]}.{suffix}"
 
 
 def shard(name: str, shard: int, sha256: str, suffix: str) -> str:

@@ -43,24 +43,25 @@ def dump_lines(lines: Iterable[object]) -> bytes:
     """JSON values, one a line, and a last line that holds their number and checksum."""
     texts = [json.dumps(line, ensure_ascii=False, separators=(", ", ": ")) for line in lines]
     body = "".join(text + "\n" for text in texts).encode()
-    seal = {"lines": len(texts), "checksum": hashlib.sha256(body).hexdigest()}
-    return body + (json.dumps(seal) + "\n").encode()
+    return body + _seal(body, len(texts))
 
 
 def load_lines(path: Path) -> list[Any]:
     """The values in ``path`` without the seal; DamageError where a byte differs from what was written."""
     data = _read(path)
-    body, _, seal_line = data.rstrip(b"\n").rpartition(b"\n")
-    body += b"\n" if body else b""
+    body = data[: data[:-1].rfind(b"\n") + 1]
     try:
-        seal = json.loads(seal_line)
-        intact = seal["checksum"] == hashlib.sha256(body).hexdigest() and data.endswith(b"\n")
-        lines = [json.loads(line) for line in body.split(b"\n") if line]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        intact, lines, seal = False, [], {"lines": 0}
-    if not intact or len(lines) != seal["lines"]:
+        lines = [json.loads(line) for line in body.split(b"\n")[:-1]]
+        intact = data == body + _seal(body, len(lines))
+    except (ValueError, RecursionError):
+        lines, intact = [], False
+    if not intact:
         raise DamageError(f"{path} does not match its own checksum; run 'kcache verify' on its cache")
     return lines
+
+
+def _seal(body: bytes, lines: int) -> bytes:
+    return (json.dumps({"lines": lines, "checksum": hashlib.sha256(body).hexdigest()}) + "\n").encode()
 
 
 def _read(path: Path) -> bytes:

@@ -66,7 +66,7 @@ def _faults(
         except (CacheError, KeyError, TypeError) as error:
             yield layout.plan(shard), str(error)
             rows.append(-1)
-    for name in [layout.SAMPLES, *cache.column_names()]:
+    for name in _columns(cache):
         if name != layout.SAMPLES:
             yield from _column_faults(cache, name)
         generations = cache.commits(name)
@@ -87,6 +87,12 @@ def _faults(
             result.rows[name] = result.rows.get(name, 0) + commit.rows
             yield from _file_faults(cache, commit, deep)
             progress(commit.bytes)
+
+
+def _columns(cache: Cache) -> list[str]:
+    """The samples column, and those with a record or with commits: a lost record must not hide its column."""
+    committed = sorted(p.name for p in (cache.root / "commits").glob("*") if layout.is_column_name(p.name))
+    return list(dict.fromkeys([layout.SAMPLES, *cache.column_names(), *committed]))
 
 
 def _column_faults(cache: Cache, name: str) -> Iterator[tuple[str, str]]:

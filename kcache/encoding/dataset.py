@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from kcache.shards.errors import KcacheError
 
@@ -47,11 +47,9 @@ class DatasetOptions:
     cache_dir: str | None = None
 
 
-def captions_of(value: object, place: str) -> tuple[str, ...]:
+def captions_of(value: Any, place: str) -> tuple[str, ...]:
     """A caption or a list of captions as a tuple; empty for null. KcacheError for anything else."""
-    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    if not all(isinstance(v, str) for v in values):
+    captions = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(caption, str) for caption in captions):
         raise KcacheError(f"{place} is neither a caption nor a list of captions: {value!r}")
-    if any("\ud800" <= character <= "\udfff" for text in values for character in text):
-        raise KcacheError(f"{place} has half of a surrogate pair, which is no character: {value!r}")
-    return tuple(values)
+    return captions

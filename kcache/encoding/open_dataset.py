@@ -25,7 +25,7 @@ def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
     else:
         dataset = tables.open_hub(name_or_path, options)
     if not dataset.samples:
-        raise KcacheError(f"dataset {name_or_path} is empty: it has no picture that kcache can see")
+        raise KcacheError(f"dataset {name_or_path} is empty: it has no picture that kcache can see; name another")
     _refuse_repeated(name_or_path, dataset.samples)
     return dataset
 
