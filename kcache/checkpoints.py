@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kcache.fingerprints import config_digest, weights_sha256
 from kcache.progress import hush_libraries
@@ -53,12 +53,25 @@ class Checkpoint:
         except HFValidationError:
             raise KcacheError(f"checkpoint {self.name_or_path} is neither a folder nor a name on the hub") from None
         except Exception as error:  # The hub library raises a different class for each way of not being reachable.
-            cause = str(error).split("\n")[0] or type(error).__name__
+            cause = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
             raise KcacheError(
                 f"checkpoint {self.name_or_path} is not a folder and could not be had from the hub ({cause});"
                 " check the name and the connection, or give the folder of a downloaded checkpoint"
             ) from None
         return Path(root)
+
+
+class Configuration(dict[str, Any]):
+    """A component's configuration, which says what it lacks when it is asked for it."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        """The ``values`` that were read from ``path``."""
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> NoReturn:
+        """KcacheError that names the file and the key."""
+        raise KcacheError(f"{self._path} has no '{key}'; download the checkpoint again")
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,9 @@ class Component:
             value = json.loads(path.read_bytes())
         except ValueError as error:
             raise KcacheError(f"{path} is not JSON ({error}); download the checkpoint again") from None
-        return dict(value)
+        if not isinstance(value, dict):
+            raise KcacheError(f"{path} is not a JSON object; download the checkpoint again")
+        return Configuration(path, value)
 
     def weight_files(self) -> list[Path]:
         """The safetensors files of the chosen variant, in order; KcacheError when there is none."""

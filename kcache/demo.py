@@ -34,6 +34,7 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> Path:
     for name in ("pictures", "kandinsky-tiny"):
         with as_file(files("kcache") / "data" / name) as source:
             shutil.copytree(source, folder / name, dirs_exist_ok=True)
+    _name_prior(folder)
     for title, command in _commands(config, shlex.quote(str(folder))).items():
         started = time.monotonic()
         say(f"\n# {title}\n$ kcache {command}")
@@ -42,6 +43,13 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> Path:
             raise KcacheError(f"'kcache {command}' ended with exit code {code}; run it again with -v to see why")
         say(f"({time.monotonic() - started:.0f} s)")
     return folder / "grid.png"
+
+
+def _name_prior(folder: Path) -> None:
+    """Let the copied decoder's card name the copied prior, by which AutoPipelineForText2Image finds it."""
+    card = folder / "kandinsky-tiny" / "decoder" / "README.md"
+    prior = (folder / "kandinsky-tiny" / "prior").resolve()
+    card.write_text(card.read_text().replace("kcache/data/kandinsky-tiny/prior", str(prior), 1))
 
 
 def _commands(config: DemoConfig, folder: str) -> dict[str, str]:
@@ -63,7 +71,7 @@ def _commands(config: DemoConfig, folder: str) -> dict[str, str]:
         ),
         "Make pictures with what was trained, through the stock diffusers pipelines.": (
             f"generate {shlex.join(PROMPTS)} --prior {folder}/prior --decoder {folder}/decoder"
-            f" -o {folder}/grid.png --num-inference-steps 25"
+            f" -o {folder}/grid.png --num-inference-steps 25 --guidance-scale 1 --prior-guidance-scale 1"
         ),
     }
 

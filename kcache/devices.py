@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from kcache.shards.errors import KcacheError
+
 if TYPE_CHECKING:
     import torch
 
@@ -15,6 +17,22 @@ def default_device() -> "torch.device":
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def find_device(name: str | None) -> "torch.device":
+    """The device of that name, or `default_device`. KcacheError when this machine has no such device."""
+    import torch
+
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise KcacheError(
+            f"there is no device '{name}' here; 'kcache doctor' shows those that there are, and cpu is always one"
+        ) from None
+    return device
 
 
 def torch_dtype(name: str) -> "torch.dtype":

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import DECODER, PRIOR
-from kcache.devices import default_device, torch_dtype
+from kcache.checkpoints import DECODER, PRIOR, Checkpoint
+from kcache.devices import find_device, torch_dtype
 from kcache.progress import bar, hush_libraries
 from kcache.shards.errors import KcacheError
 
@@ -47,12 +47,11 @@ def generate(config: GenerateConfig) -> GenerateReport:
 
     Picture N of a prompt has the seed ``seed + N``, whatever else is in the grid and on whatever device.
     """
-    import torch
-
     if not config.prompts:
         raise KcacheError('no prompt was given; write it in quotes: kcache generate "a red fox"')
+    _refuse_output(Path(config.output))
     hush_libraries()
-    device = torch.device(config.device) if config.device else default_device()
+    device = find_device(config.device)
     dtype = torch_dtype(config.dtype or ("fp16" if device.type == "cuda" else "fp32"))
     side = config.resolution or _trained_resolution(config.decoder) or 512
     prior, decoder = _load_prior(config.prior, dtype), _load_decoder(config.decoder, dtype)
@@ -69,6 +68,16 @@ def generate(config: GenerateConfig) -> GenerateReport:
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     grid.save(config.output)
     return GenerateReport(config.output, len(pictures), *grid.size)
+
+
+def _refuse_output(path: Path) -> None:
+    """KcacheError, before any picture is made, when a picture cannot be written there."""
+    from PIL import Image
+
+    if path.is_dir() or any(parent.is_file() for parent in path.parents):
+        raise KcacheError(f"{path} cannot be a picture: it is a folder, or lies below a file; choose another with -o")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise KcacheError(f"'{path.name}' does not end as a picture does; choose another with -o, such as grid.png")
 
 
 def _picture(config: GenerateConfig, prior: Any, decoder: Any, prompt: str, seed: int, side: int) -> Any:
@@ -119,6 +128,8 @@ def _load_decoder(name: str, dtype: Any) -> Any:
 
 def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtype: Any) -> Any:
     """A pipeline from its folder or hub id, or from a trained component and the checkpoint it was trained from."""
+    from safetensors import SafetensorError
+
     folder, replaced = Path(name), {}
     arguments = {"dtype": dtype, "use_safetensors": True}
     try:
@@ -127,11 +138,15 @@ def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtyp
                 raise KcacheError(
                     f"{folder} holds no trained '{subfolder}'; train one with 'kcache train', or name a pipeline"
                 )
-            replaced[subfolder] = model_class.from_pretrained(str(folder), subfolder=subfolder, **arguments)
+            replaced[subfolder] = Checkpoint(name).component(subfolder).load(model_class, dtype)
             name = str(_training(folder).get("trained_from", name))
         return pipeline_class.from_pretrained(name, **replaced, **arguments)
-    except (OSError, ValueError) as error:
-        raise KcacheError(f"{name} does not load as {pipeline_class.__name__}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        cause = str(error).split("\n")[0].rstrip(". ")
+        raise KcacheError(
+            f"{name} does not load as {pipeline_class.__name__} ({cause}); name the --output-dir of a training run, the"
+            " folder of a pipeline, or a hub id"
+        ) from error
 
 
 def _trained_resolution(decoder: str) -> int | None:

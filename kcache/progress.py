@@ -17,7 +17,7 @@ def bar(total: int, unit: str, description: str, *, initial: int = 0, scale: boo
         unit=f" {unit}",
         unit_scale=scale,
         desc=description,
-        disable=not shown or logger.getEffectiveLevel() > logging.INFO,
+        disable=not shown or not total or logger.getEffectiveLevel() > logging.INFO,
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
         dynamic_ncols=True,
     )

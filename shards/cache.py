@@ -207,8 +207,9 @@ class Cache:
 
 def refuse_foreign_folder(root: Path) -> None:
     """CacheError where ``root`` is a file, or a folder with other things than a cache in it."""
-    if root.exists() and not root.is_dir():
-        raise CacheError(f"{root} is a file; name a folder for the cache")
+    for path in (root, *root.parents):
+        if path.is_file():
+            raise CacheError(f"{path} is a file; name a folder for the cache")
     # Listed before the record is looked for: another process may be making the cache, and makes the record first.
     names = [path.name for path in root.iterdir()] if root.is_dir() else []
     foreign = sorted(name for name in names if not name.startswith(durable.TEMPORARY))

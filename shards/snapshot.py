@@ -46,7 +46,7 @@ class Snapshot:
 
     def __init__(self, cache: Cache, columns: Sequence[str], *, partial: bool = False) -> None:
         """CacheError when a column lacks shards of the plan, unless ``partial`` accepts those that are there."""
-        self.cache = cache
+        self.cache = cache = Cache(cache.root)  # opened anew: what the caller's remembers of the plan may be old
         self.pinned = {name: _pin(cache, name) for name in columns}
         shards = set.intersection(*({f.shard for f in p.files} for p in self.pinned.values()))
         missing = cache.shard_count - len(shards)

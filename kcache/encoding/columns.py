@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kcache.checkpoints import Checkpoint
-from kcache.shards import Cache, Column, KcacheError, UsageError
+from kcache.devices import find_device
+from kcache.shards import Cache, Column, UsageError
 
 from .encoders import STORE_DTYPES, Encoder, ImageColumn, LatentsColumn, Precision, TextColumn
 
@@ -64,14 +65,8 @@ def make_encoder(name: str, with_: Encoders, cache: Cache | None) -> Encoder:
 
 
 def _precision(with_: Encoders, existing: Column | None) -> Precision:
-    import torch
-
-    from kcache.devices import default_device
-
-    device = torch.device(with_.device) if with_.device else default_device()
+    device = find_device(with_.device)
     encode = existing.encode_dtype if existing else "fp32" if device.type == "cpu" else "fp16"
     stored = {numpy: name for name, numpy in STORE_DTYPES.items()}
     store = stored[existing.fields[0].dtype] if existing else "fp16"
-    if with_.device and device.type == "cuda" and not torch.cuda.is_available():
-        raise KcacheError(f"there is no device '{with_.device}' here; run 'kcache doctor' to see what there is")
     return Precision(with_.encode_dtype or encode, with_.store_dtype or store, device)

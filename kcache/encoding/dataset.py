@@ -52,4 +52,10 @@ def captions_of(value: Any, place: str) -> tuple[str, ...]:
     captions = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
     if not all(isinstance(caption, str) for caption in captions):
         raise KcacheError(f"{place} is neither a caption nor a list of captions: {value!r}")
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError:
+        raise KcacheError(
+            f"{place} has half of a surrogate pair, which is no character: {value!r}; correct the caption"
+        ) from None
     return captions

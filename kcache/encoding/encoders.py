@@ -93,7 +93,13 @@ class TextColumn:
         """The checkpoint's tokenizer."""
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(str(self._tokenizer_folder))
+        try:
+            return CLIPTokenizer.from_pretrained(str(self._tokenizer_folder))
+        except Exception as error:  # A damaged vocabulary raises bare Exceptions from the Rust below.
+            cause = str(error).split("\n")[0].rstrip(". ")
+            raise KcacheError(
+                f"{self._tokenizer_folder} does not load as CLIPTokenizer ({cause}); download the checkpoint again"
+            ) from error
 
     @cached_property
     def _model(self) -> Any:

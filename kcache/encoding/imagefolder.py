@@ -105,7 +105,7 @@ def _metadata_rows(root: Path, files: list[Path], column: str) -> Iterator[tuple
     for path in files:
         for line, row in _rows(path):
             place = f"{path}:{line}"
-            name = _id(root, path.parent, row.get("file_name"), place)
+            name = _id(root, path.parent, row, place)
             if name in seen:
                 raise KcacheError(
                     f"{place} names '{name}', as {seen[name]} did; give it one row, with a list of captions"
@@ -123,6 +123,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for row in reader:
+                if None in row:
+                    raise KcacheError(
+                        f"{path}:{reader.line_num} has {len(row[None]):,} more cells than the header;"
+                        " put a caption that contains a comma in double quotes"
+                    )
                 yield reader.line_num, row
         except csv.Error as error:
             raise KcacheError(f"{path}:{reader.line_num} is not CSV: {error}") from None
@@ -138,9 +143,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, value
 
 
-def _id(root: Path, folder: Path, file_name: object, place: str) -> str:
+def _id(root: Path, folder: Path, row: dict[str, Any], place: str) -> str:
+    file_name = row.get("file_name")
     if not isinstance(file_name, str) or not file_name:
-        raise KcacheError(f"{place} has no file_name; name the picture relative to the metadata file")
+        have = ", ".join(repr(str(key)) for key in row) or "nothing"
+        raise KcacheError(f"{place} has no file_name (it has: {have}); name the picture relative to the metadata file")
     pure = PurePosixPath(file_name)
     if pure.is_absolute() or ".." in pure.parts:
         raise KcacheError(f"{place} names '{file_name}', which lies outside of its folder")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kcache.shards.errors import KcacheError
+from kcache.shards.errors import KcacheError, UsageError
 
 from . import tables
 from .dataset import Dataset, DatasetOptions, Sample
@@ -13,6 +13,8 @@ from .imagefolder import ImageFolder
 def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
     """The samples of a folder, a saved ``datasets`` folder or a dataset on the hub, ordered by id."""
     path = Path(name_or_path)
+    if not name_or_path.strip():
+        raise UsageError("the dataset's name is empty; name a folder of pictures, or a dataset on the hub")
     if path.is_file():
         raise KcacheError(
             f"dataset {path} is a file; name a folder of pictures, a saved 'datasets' folder or a hub dataset"
@@ -21,7 +23,7 @@ def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
         saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
         dataset: Dataset = tables.open_saved(path, options) if saved else ImageFolder(path, options)
     elif path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
-        raise KcacheError(f"dataset {path} does not exist; name a folder of pictures, or a dataset on the hub")
+        raise KcacheError(f"dataset {name_or_path} does not exist; name a folder of pictures, or a dataset on the hub")
     else:
         dataset = tables.open_hub(name_or_path, options)
     if not dataset.samples:

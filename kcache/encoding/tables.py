@@ -21,7 +21,14 @@ class Table:
                 have = ", ".join(repr(c) for c in table.column_names)
                 raise KcacheError(f"dataset {name} has no column '{column}' (it has: {have}); choose one with {option}")
         self._image_column, self._name = options.image_column, name
-        self._table = table.cast_column(options.image_column, Image(decode=False))
+        try:
+            self._table = table.cast_column(options.image_column, Image(decode=False))
+        except Exception as error:  # Arrow raises a different class for each type that is no image.
+            kind = table.features[options.image_column]
+            raise KcacheError(
+                f"column '{options.image_column}' of dataset {name} holds no images but {kind};"
+                " choose another with --image-column"
+            ) from error
         self._rows: dict[str, int] = {}
         self._without_image: set[str] = set()
         captions = table.select_columns([options.caption_column])[options.caption_column]
@@ -45,7 +52,10 @@ class Table:
         try:
             digest, fault = hashlib.sha256(self._bytes(row)).hexdigest(), None
         except OSError as error:
-            digest, fault = hashlib.sha256(f"row {row}".encode()).hexdigest(), f"row {row} has no image: {error}"
+            digest, fault = (
+                hashlib.sha256(f"row {row}".encode()).hexdigest(),
+                f"row {row} has no image: {error.strerror or error}",
+            )
         occurrence, sample_id = 1, digest
         while sample_id in self._rows:
             occurrence += 1
@@ -68,7 +78,13 @@ def open_saved(path: Path, options: DatasetOptions) -> Table:
     """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
     from datasets import DatasetDict, load_from_disk
 
-    loaded = load_from_disk(str(path))
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # datasets and Arrow raise a different class for each way of not being whole.
+        cause = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
+        raise KcacheError(
+            f"dataset {path} does not load as a folder that save_to_disk wrote ({cause}); save it again"
+        ) from error
     if isinstance(loaded, DatasetDict):
         if options.split not in loaded:
             raise KcacheError(f"dataset {path} has no split '{options.split}' (it has: {', '.join(loaded)})")
@@ -84,5 +100,8 @@ def open_hub(name: str, options: DatasetOptions) -> Table:
         loaded = load_dataset(name, options.config_name, split=options.split, cache_dir=options.cache_dir)
     except Exception as error:  # datasets raises a different class for each way of not finding one.
         cause = str(error).split("\n")[0] or type(error).__name__
-        raise KcacheError(f"dataset {name} is not a folder, and not to be had from the hub: {cause}") from None
+        raise KcacheError(
+            f"dataset {name} is not a folder, and could not be had from the hub ({cause.rstrip('. ')});"
+            " check the name and the connection, or name a folder of pictures"
+        ) from None
     return Table(loaded, name, options)

@@ -60,14 +60,27 @@ def load_state(path: Path) -> TrainState:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """Optimizer and scaler of a checkpoint. Loads tensors and plain values only, never a pickled object."""
-    tensors: dict[str, Any] = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
+    try:
+        tensors: dict[str, Any] = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different class for each kind of damage.
+        raise _unreadable(path / _TENSORS, error) from error
     return tensors
 
 
 def load_weights(path: Path, subfolder: str, model: Any) -> None:
     """Fill ``model`` with a checkpoint's weights."""
-    loaded = type(model).from_pretrained(str(path / subfolder), dtype=torch.float32, use_safetensors=True)
-    model.load_state_dict(loaded.state_dict())
+    try:
+        loaded = type(model).from_pretrained(str(path / subfolder), dtype=torch.float32, use_safetensors=True)
+        model.load_state_dict(loaded.state_dict())
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _unreadable(path / subfolder, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> KcacheError:
+    kind = type(error).__name__
+    return KcacheError(
+        f"{path} does not load (cut, damaged, or not what kcache wrote: {kind}); resume from another checkpoint"
+    )
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -120,6 +133,9 @@ class whole_folder:  # noqa: N801  (used as a function)
         if kind is not None:
             shutil.rmtree(self.temporary, ignore_errors=True)
             return
+        for file in self.temporary.rglob("*.safetensors"):
+            # safetensors writes for its owner alone; a model is shared as the folder around it is.
+            file.chmod(self.temporary.stat().st_mode & 0o666)
         durable.sync_tree(self.temporary)
         replaced = self.path.with_name(f".old-{self.path.name}")
         shutil.rmtree(replaced, ignore_errors=True)

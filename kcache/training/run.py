@@ -105,9 +105,9 @@ class TrainingRun:
             )
         finished = done == self.max_steps
         last_saved = self._save_checkpoint(done) if not finished or done % config.checkpointing_steps == 0 else None
-        last_probe = self._probe(done) if finished else None
-        if finished and main:
+        if finished and main:  # before the last probe: what was trained is safe first
             save_result(output_dir, self.model, self.stage, checkpoint_name(config), asdict(config))
+        last_probe = self._probe(done) if finished else None
         return TrainReport(
             output_dir=str(output_dir),
             component=self.stage.subfolder,

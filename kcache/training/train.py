@@ -55,6 +55,9 @@ def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
 
 
 def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path | None:
+    for path in (output_dir, *output_dir.parents):
+        if path.is_file():
+            raise KcacheError(f"{path} is a file; name a folder with --output-dir")
     if config.resume_from_checkpoint:
         found = checkpointing.find_checkpoint(output_dir, config.resume_from_checkpoint)
         if found is None:

@@ -1,0 +1,183 @@
+"""The order of samples and every random number are pure functions of their keys, and stay what they are."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kcache.shards import Stream, permutation
+from kcache.training.draws import CAPTION, NOISE, PROBE, TIMESTEP, Draws
+from kcache.training.loop import Geometry
+from kcache.training.sources import MicroBatch
+
+SEEDS = st.integers(0, 2**63 - 1)
+SIZES = st.integers(1, 300)
+
+
+# --- order
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 2**31), n=SIZES)
+def test_an_epoch_has_every_sample_once(seed: int, epoch: int, n: int) -> None:
+    assert sorted(permutation(seed, epoch, n)) == list(range(n))
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 1000), n=SIZES)
+def test_the_order_is_a_pure_function(seed: int, epoch: int, n: int) -> None:
+    first = permutation(seed, epoch, n)
+    permutation(seed + 1, epoch + 1, n + 1)
+    assert np.array_equal(permutation(seed, epoch, n), first)
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 1000), n=st.integers(30, 300))
+def test_epochs_and_seeds_differ(seed: int, epoch: int, n: int) -> None:
+    order = permutation(seed, epoch, n)
+    assert not np.array_equal(order, permutation(seed, epoch + 1, n))
+    assert not np.array_equal(order, permutation(seed ^ 1, epoch, n))
+    assert not np.array_equal(order, np.arange(n))
+
+
+def test_every_sample_is_as_likely_at_every_place() -> None:
+    places = np.stack([permutation(3, epoch, 5) for epoch in range(4000)])
+    counts = np.stack([np.bincount(column, minlength=5) for column in places.T])
+    assert np.abs(counts - 800).max() < 5 * (4000 * 0.2 * 0.8) ** 0.5
+
+
+@given(seed=SEEDS, n=st.integers(1, 40), start=st.integers(0, 200), count=st.integers(0, 90))
+def test_the_stream_is_epoch_after_epoch(seed: int, n: int, start: int, count: int) -> None:
+    epochs = np.concatenate([permutation(seed, epoch, n) for epoch in range((start + count) // n + 1)])
+    assert np.array_equal(Stream(n, seed).take(start, count), epochs[start : start + count])
+
+
+@given(seed=SEEDS, n=st.integers(1, 40), cuts=st.lists(st.integers(0, 200), min_size=1, max_size=6))
+def test_the_stream_does_not_depend_on_how_it_is_asked(seed: int, n: int, cuts: list[int]) -> None:
+    stream, whole = Stream(n, seed), Stream(n, seed).take(0, 210)
+    for start in cuts:
+        assert np.array_equal(stream.take(start, 10), whole[start : start + 10])
+
+
+def test_nothing_is_dropped_or_repeated_where_an_epoch_ends_inside_a_batch() -> None:
+    batches = [Stream(5, seed=1).take(start, 4) for start in range(0, 20, 4)]
+    seen = np.concatenate(batches)
+    assert [sorted(seen[start : start + 5]) for start in range(0, 20, 5)] == [[0, 1, 2, 3, 4]] * 4
+
+
+def test_a_stream_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Stream(0, seed=1)
+
+
+def test_the_order_is_the_one_it_has_always_been() -> None:
+    """If this fails, runs can no longer be resumed across the change: bump the checkpoint's version and say so."""
+    assert permutation(0, 0, 10).tolist() == [8, 5, 7, 4, 6, 0, 2, 9, 3, 1]
+    assert permutation(0, 1, 10).tolist() == [6, 8, 3, 2, 7, 9, 0, 4, 5, 1]
+    assert permutation(2**63 - 1, 5, 10).tolist() == [1, 6, 2, 7, 4, 8, 9, 3, 0, 5]
+    assert Stream(7, seed=42).take(5, 12).tolist() == [1, 3, 3, 1, 0, 5, 4, 2, 6, 4, 1, 0]
+
+
+# --- how a global batch is cut
+
+
+def slots_of(batches: list[MicroBatch]) -> list[tuple[int, int, int]]:
+    """``(update, slot, position)`` of everything that is read, in order of slots."""
+    return sorted((b.step, slot, p) for b in batches for slot, p in zip(b.slots, b.positions, strict=True))
+
+
+def read_by(batch_size: int, accumulation: int, processes: int) -> list[tuple[int, int, int]]:
+    ranks = [Geometry(batch_size, accumulation, processes, rank) for rank in range(processes)]
+    return slots_of([b for rank in ranks for b in rank.micro_batches(Stream(10, seed=8), 2, 7)])
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "processes"), [(2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)])
+def test_the_same_global_batch_holds_the_same_samples(batch_size: int, accumulation: int, processes: int) -> None:
+    assert read_by(batch_size, accumulation, processes) == read_by(4, 1, 1)
+
+
+def test_a_global_batch_is_cut_by_accumulation_then_process_then_slot() -> None:
+    batches = list(Geometry(2, 3, processes=2, rank=1).micro_batches(Stream(50, seed=8), 0, 1))
+    assert [list(b.slots) for b in batches] == [[2, 3], [6, 7], [10, 11]]
+    assert [p for b in batches for p in b.positions] == Stream(50, seed=8).take(0, 12)[[2, 3, 6, 7, 10, 11]].tolist()
+
+
+@given(stop=st.integers(0, 9))
+def test_micro_batches_go_on_where_they_were_stopped(stop: int) -> None:
+    geometry, stream = Geometry(2, 2, processes=1, rank=0), Stream(5, seed=3)
+    whole = list(geometry.micro_batches(stream, 0, 9))
+    assert [*geometry.micro_batches(stream, 0, stop), *geometry.micro_batches(stream, stop, 9)] == whole
+
+
+# --- draws
+
+KEYS = [(step, slot, draw) for step in (0, 1, 7, PROBE) for slot in range(4) for draw in (NOISE, TIMESTEP, CAPTION)]
+
+
+def rolled(draws: Draws, key: tuple[int, int, int]) -> list[float]:
+    noise = np.empty(5, np.float32)
+    draws.normal(*key, noise)
+    return [*noise.tolist(), draws.integer(*key, 1000)]
+
+
+@given(order=st.permutations(KEYS))
+def test_draws_do_not_depend_on_the_order_of_asking(order: list[tuple[int, int, int]]) -> None:
+    draws = Draws(5)
+    assert {key: rolled(draws, key) for key in order} == {key: rolled(Draws(5), key) for key in KEYS}
+
+
+def test_no_two_draws_are_the_same() -> None:
+    seen = {tuple(rolled(Draws(seed), key)) for seed in (0, 1, 2**63 - 1) for key in KEYS}
+    assert len(seen) == 3 * len(KEYS)
+
+
+@given(length=st.integers(1, 3000), shape=st.sampled_from([(-1,), (1, -1), (-1, 1)]))
+def test_a_short_draw_is_the_beginning_of_a_long_one(length: int, shape: tuple[int, ...]) -> None:
+    long, short = np.empty(3000, np.float32), np.empty(length, np.float32)
+    Draws(1).normal(2, 3, NOISE, long)
+    Draws(1).normal(2, 3, NOISE, short.reshape(shape))
+    assert np.array_equal(short, long[:length])
+
+
+def test_long_draws_of_neighbours_do_not_overlap() -> None:
+    rows = np.empty((3, 50_000), np.float32)
+    for slot, row in enumerate(rows):
+        Draws(1).normal(0, slot, NOISE, row)
+    assert np.abs(np.corrcoef(rows)[~np.eye(3, dtype=bool)]).max() < 0.02
+    assert len(np.intersect1d(rows[0], rows[1])) < 2000  # equal by chance: fp32 has few values
+
+
+def test_noise_is_standard_normal_and_timesteps_are_uniform() -> None:
+    noise, draws = np.empty(200_000, np.float32), Draws(9)
+    draws.normal(0, 0, NOISE, noise)
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    assert abs((noise**4).mean() - 3) < 0.1
+    timesteps = [draws.integer(step, 0, TIMESTEP, 10) for step in range(5000)]
+    assert np.abs(np.bincount(timesteps, minlength=10) - 500).max() < 5 * (5000 * 0.1 * 0.9) ** 0.5
+
+
+def test_noise_and_timesteps_are_not_the_same_bits() -> None:
+    """A timestep rolled from the noise's bits would tie the noise to the timestep."""
+    pairs = []
+    for step in range(3000):
+        noise = np.empty(1, np.float32)
+        Draws(4).normal(step, 0, NOISE, noise)
+        pairs.append((noise[0], Draws(4).integer(step, 0, TIMESTEP, 1000)))
+    assert abs(np.corrcoef(np.asarray(pairs).T)[0, 1]) < 0.08
+
+
+def test_draws_leave_the_global_generators_alone() -> None:
+    random.seed(1)
+    np.random.seed(1)
+    before = (random.getstate(), np.random.get_state()[1].tolist())
+    rolled(Draws(5), (0, 0, NOISE))
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_draws_are_the_ones_they_have_always_been() -> None:
+    """If this fails, a run that is resumed sees other noise: something changed, in kcache or in numpy."""
+    noise = np.empty(4, np.float32)
+    Draws(42).normal(3, 1, NOISE, noise)
+    assert noise.tolist() == pytest.approx([-1.3180528, -1.8689106, -0.0628439, -1.9412694], rel=1e-5)
+    assert [Draws(42).integer(3, slot, TIMESTEP, 1000) for slot in range(5)] == [393, 149, 428, 820, 184]
+    assert [Draws(2**63 - 1).integer(PROBE, slot, CAPTION, 3) for slot in range(8)] == [0, 0, 2, 2, 1, 1, 2, 1]

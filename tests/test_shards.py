@@ -1,0 +1,593 @@
+"""The cache on disk: what is written is read back, what is not committed is not there, and damage is an error."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import Array, flip
+
+import kcache.shards.reader as reader_module
+from kcache.shards import (
+    Cache,
+    CacheError,
+    Column,
+    ColumnReader,
+    DamageError,
+    Field,
+    Snapshot,
+    durable,
+    layout,
+    read_null,
+    verify,
+)
+from kcache.shards.index import ENTRY, dump_index, load_index, present
+from kcache.shards.records import dump_lines, dump_record, load_lines, load_record
+
+FIELDS = {
+    "text": (Field("text_embeds", "float32", (None, 3)), Field("hidden_states", "float16", (None, 5))),
+    "image": (Field("image_embeds", "float32", (3,)),),
+}
+READS = {"text": "captions", "image": "image"}
+SAMPLES, SHARD_SIZE = 10, 4
+Row = dict[str, Array]
+
+
+def column(name: str, encoder: str = "one") -> Column:
+    return Column(name, READS[name], FIELDS[name], {"class": encoder}, {}, "fp32")
+
+
+def row(name: str, number: int) -> Row:
+    """The features of one sample: ragged fields have from one to three steps."""
+    random = np.random.default_rng(number)
+    shapes = {f.name: tuple(1 + number % 3 if n is None else n for n in f.shape) for f in FIELDS[name]}
+    return {f.name: random.normal(size=shapes[f.name]).astype(f.dtype) for f in FIELDS[name]}
+
+
+def shards() -> Iterator[tuple[int, range]]:
+    for shard, start in enumerate(range(0, SAMPLES, SHARD_SIZE)):
+        yield shard, range(start, min(start + SHARD_SIZE, SAMPLES))
+
+
+def commit_shard(cache: Cache, name: str, shard: int, numbers: range, aside: frozenset[int] = frozenset()) -> None:
+    rows = [None if n in aside else row(name, n) for n in numbers]
+    keys = [None if r is None else f"key {n}" for n, r in zip(numbers, rows, strict=True)]
+    cache.commit_features(column(name), shard, rows, keys)
+
+
+def make_cache(root: Path, container: str = "tar", aside: frozenset[int] = frozenset()) -> Cache:
+    """Ten samples in three shards; those in ``aside`` have no image."""
+    cache = Cache.create(root, shard_size=SHARD_SIZE, container=container)
+    cache.extend_plan([f"sample {n}" for n in range(SAMPLES)])
+    for name in FIELDS:
+        cache.add_column(column(name), row(name, 99))
+    for shard, numbers in shards():
+        rows = [{"id": f"sample {n}", "captions": ["a"], "sha256": "0", "width": 1, "height": 1} for n in numbers]
+        cache.commit_samples(shard, rows, [f"key {n}" for n in numbers])
+        commit_shard(cache, "text", shard, numbers)
+        commit_shard(cache, "image", shard, numbers, aside)
+    return cache
+
+
+@pytest.fixture(params=layout.CONTAINERS)
+def container(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, container: str) -> Cache:
+    return make_cache(tmp_path / "cache", container)
+
+
+@pytest.fixture
+def tar_cache(tmp_path: Path) -> Cache:
+    return make_cache(tmp_path / "cache")
+
+
+def read_all(cache: Cache, name: str) -> list[Row]:
+    """All rows of a column through a new reader, which reads everything from the disk again."""
+    snapshot = Snapshot(cache, [name])
+    reader = ColumnReader(snapshot, name)
+    try:
+        return [{f.name: reader.read(i, f.name) for f in FIELDS[name]} for i in range(len(snapshot))]
+    finally:
+        reader.close()
+
+
+def assert_rows(rows: list[Row], expected: list[Row]) -> None:
+    assert len(rows) == len(expected)
+    for one, other in zip(rows, expected, strict=True):
+        assert {f: (a.dtype, a.shape, a.tobytes()) for f, a in one.items()} == {
+            f: (a.dtype, a.shape, a.tobytes()) for f, a in other.items()
+        }
+
+
+def shard_file(cache: Cache, name: str, shard: int) -> Path:
+    return cache.root / cache.commit(name, shard, 1).file
+
+
+def with_record(path: Path, **changes: object) -> None:
+    """Rewrite a record with other values and a right checksum: not damage, but what another program might write."""
+    path.write_bytes(dump_record({**load_record(path), **changes}))
+
+
+# --- what is written is read back
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_features_are_read_back_bit_for_bit(cache: Cache, name: str) -> None:
+    assert_rows(read_all(cache, name), [row(name, n) for n in range(SAMPLES)])
+
+
+def test_null_features_are_read_back_bit_for_bit(cache: Cache) -> None:
+    for name in FIELDS:
+        assert_rows([dict(read_null(cache, cache.column(name)))], [row(name, 99)])
+
+
+def test_a_column_is_read_back_as_it_was_written(cache: Cache) -> None:
+    assert cache.column("text").fields == FIELDS["text"]
+    assert cache.column("text").fingerprint == column("text").fingerprint
+    assert cache.column_names() == ["image", "text"]
+    with pytest.raises(CacheError, match=r"has no column 'depth' \(it has: image, text\); add it with 'kcache encode'"):
+        cache.column("depth")
+
+
+def test_a_reader_fills_the_buffer_it_is_given(cache: Cache) -> None:
+    reader = ColumnReader(Snapshot(cache, ["image"]), "image")
+    out = np.full(5, 7, np.float32)
+    reader.read_into(6, "image_embeds", out[1:4].view(np.uint8).data)
+    assert out.tolist() == [7, *row("image", 6)["image_embeds"].tolist(), 7]
+    with pytest.raises(DamageError, match="'sample 6'"):
+        reader.read_into(6, "image_embeds", out.view(np.uint8).data)
+    reader.close()
+
+
+def test_a_reader_keeps_few_files_open(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MAX_OPEN_FILES", 2)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    reader = ColumnReader(Snapshot(cache, ["image"]), "image")
+    for position in (0, 4, 8, 0, 9, 5):
+        assert reader.read(position, "image_embeds").tolist() == row("image", position)["image_embeds"].tolist()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+    reader.close()
+
+
+def test_equal_rows_make_equal_files(tmp_path: Path, container: str) -> None:
+    one, other = make_cache(tmp_path / "one", container), make_cache(tmp_path / "other", container)
+    files = [sorted((p.relative_to(c.root), p.read_bytes()) for p in c.root.rglob("*.*")) for c in (one, other)]
+    assert files[0] == files[1]
+    assert len(files[0]) > 20
+
+
+@given(
+    entries=st.lists(
+        st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)), max_size=24
+    ),
+    fields=st.integers(1, 4),
+)
+def test_an_index_is_read_back_as_it_was_written(entries: list[tuple[int, int, int]], fields: int) -> None:
+    table = np.array(entries[: len(entries) // fields * fields], ENTRY).reshape(-1, fields)
+    assert np.array_equal(load_index(dump_index(table), "x.idx"), table)
+    assert present(table).tolist() == [all(offset != 0 for offset in line["offset"]) for line in table]
+
+
+@given(lines=st.lists(st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none(), max_size=3)))
+def test_lines_are_read_back_as_they_were_written(
+    lines: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "lines.jsonl"
+    path.write_bytes(dump_lines(lines))
+    assert load_lines(path) == lines
+
+
+# --- writing once
+
+
+def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    assert durable.put_if_absent(path, b"first")
+    assert not durable.put_if_absent(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert [p.name for p in path.parent.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("write", [durable.put_if_absent, durable.replace])
+def test_a_failed_fsync_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, bytes], object]
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk says no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="the disk says no"):
+            write(tmp_path / "file", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replacing_a_file_shows_the_old_bytes_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "file", []
+    durable.replace(path, b"old")
+    monkeypatch.setattr(durable, "failpoint", lambda name: seen.append(path.read_bytes()))
+    durable.replace(path, b"new")
+    assert set(seen) == {b"old", b"new"}
+
+
+def test_a_damaged_file_named_by_its_content_is_written_again(tmp_path: Path) -> None:
+    durable.put_content(tmp_path / "shard", b"right")
+    (tmp_path / "shard").write_bytes(b"wrong")
+    durable.put_content(tmp_path / "shard", b"right")
+    assert (tmp_path / "shard").read_bytes() == b"right"
+
+
+def test_of_two_that_race_to_one_commit_one_wins_and_is_read(
+    tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache(tmp_path / "cache", container)
+    cache.extend_plan(["one more"])
+    rival = Cache(cache.root)
+
+    def rival_commits_first(name: str) -> None:
+        if name == "commit":
+            monkeypatch.setattr(durable, "failpoint", lambda name: None)
+            rival.commit_features(column("image"), 3, [row("image", 20)], ["key of the rival"])
+
+    monkeypatch.setattr(durable, "failpoint", rival_commits_first)
+    cache.commit_features(column("image"), 3, [row("image", 21)], ["key of the one that was late"])
+    assert cache.commit("image", 3, 1).keys == ("key of the rival",)
+    assert_rows(read_all(cache, "image")[SAMPLES:], [row("image", 20)])
+    assert not verify(cache, deep=True).faults
+
+
+def test_of_two_that_race_to_one_column_one_wins_with_its_own_null_features(
+    tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache.create(tmp_path / "cache", shard_size=4, container=container)
+    rival = Cache(cache.root)
+
+    def rival_adds_first(name: str) -> None:
+        monkeypatch.setattr(durable, "failpoint", lambda name: None)
+        rival.add_column(column("image"), row("image", 20))
+
+    monkeypatch.setattr(durable, "failpoint", rival_adds_first)
+    # The same encoder on another GPU: equal fingerprints, and features that differ in their last bits.
+    added = cache.add_column(column("image"), row("image", 21))
+    assert_rows([dict(read_null(cache, added))], [row("image", 20)])
+
+
+def test_another_encoder_for_the_same_column_is_refused(cache: Cache) -> None:
+    with pytest.raises(CacheError, match="was encoded otherwise \\(class is 'one', not 'another'\\)"):
+        cache.add_column(column("image", encoder="another"), None)
+
+
+def test_the_plan_keeps_known_samples_in_their_places(cache: Cache) -> None:
+    before = [cache.ids(shard) for shard in range(3)]
+    cache.extend_plan(["new 1", "new 2", "new 3", "new 4", "new 5"])
+    assert cache.shard_count == Cache(cache.root).shard_count == 5
+    assert [cache.ids(shard) for shard in range(5)] == [*before, ["new 1", "new 2", "new 3", "new 4"], ["new 5"]]
+
+
+# --- snapshots
+
+
+def test_a_shard_without_a_commit_does_not_exist(cache: Cache) -> None:
+    (cache.root / layout.commit("image", 1, 1)).unlink()
+    with pytest.raises(CacheError, match=r"1 of 3 shards lack text or image; finish with 'kcache encode DATASET"):
+        Snapshot(cache, ["text", "image"])
+    partial = Snapshot(cache, ["text", "image"], partial=True)
+    assert partial.missing_shards == 1
+    assert partial.rows.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [2, 0], [2, 1]]
+    reader = ColumnReader(partial, "image")
+    assert reader.read(4, "image_embeds").tolist() == row("image", 8)["image_embeds"].tolist()
+    reader.close()
+    assert len(Snapshot(cache, ["text"])) == SAMPLES
+    assert verify(cache).missing_shards == {"samples": 0, "image": 1, "text": 0}
+
+
+def test_a_cache_with_no_shard_at_all_is_refused(tmp_path: Path) -> None:
+    cache = Cache.create(tmp_path / "cache", shard_size=4, container="tar")
+    cache.add_column(column("image"), None)
+    with pytest.raises(CacheError, match="finish with 'kcache encode DATASET"):
+        Snapshot(cache, ["image"], partial=True)
+
+
+def test_the_digest_is_of_these_columns_and_no_others(cache: Cache, tmp_path: Path) -> None:
+    image = Snapshot(cache, ["image"]).digest
+    both = Snapshot(cache, ["text", "image"]).digest
+    shutil.copytree(cache.root, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "commits" / "text")
+    shutil.rmtree(tmp_path / "copy" / "index")
+    moved = Cache(tmp_path / "copy")
+    assert Snapshot(moved, ["image"]).digest == image != both
+    assert Snapshot(cache, ["image", "text"]).digest == both
+    moved.extend_plan(["one more"])
+    commit_shard(moved, "image", 3, range(10, 11))
+    assert Snapshot(moved, ["image"]).digest != image
+
+
+def test_a_snapshot_does_not_see_what_is_committed_later(cache: Cache) -> None:
+    snapshot = Snapshot(cache, ["image"])
+    writer = Cache(cache.root)
+    writer.extend_plan(["one more"])
+    commit_shard(writer, "image", 3, range(10, 11))
+    assert len(snapshot) == SAMPLES
+    reader = ColumnReader(snapshot, "image")
+    assert reader.read(9, "image_embeds").tolist() == row("image", 9)["image_embeds"].tolist()
+    reader.close()
+    assert len(Snapshot(Cache(cache.root), ["image"])) == SAMPLES + 1
+
+
+def test_a_cache_that_was_opened_long_ago_shows_what_was_added_since(cache: Cache) -> None:
+    assert cache.shard_count == 3
+    writer = Cache(cache.root)
+    writer.extend_plan([f"new {n}" for n in range(8)])
+    for shard in (3, 4):
+        commit_shard(writer, "image", shard, range(4 * shard - 2, 4 * shard + 2))
+    snapshot = Snapshot(cache, ["image"])
+    assert (len(snapshot), snapshot.missing_shards) == (SAMPLES + 8, 0)
+    reader = ColumnReader(snapshot, "image")
+    assert reader.read(17, "image_embeds").tolist() == row("image", 17)["image_embeds"].tolist()
+    reader.close()
+
+
+def test_the_highest_generation_of_a_commit_wins(cache: Cache) -> None:
+    before = Snapshot(cache, ["image"]).digest
+    commit = load_record(cache.root / layout.commit("image", 2, 1))
+    newer = load_record(cache.root / layout.commit("image", 0, 1)) | {"shard": 1, "generation": 2}
+    assert commit["rows"] != newer["rows"]
+    (cache.root / layout.commit("image", 1, 2)).write_bytes(dump_record(newer))
+    snapshot = Snapshot(cache, ["image"])
+    assert snapshot.digest != before
+    reader = ColumnReader(snapshot, "image")
+    assert reader.read(4, "image_embeds").tolist() == row("image", 0)["image_embeds"].tolist()
+    reader.close()
+
+
+def test_samples_that_were_set_aside_are_not_in_a_snapshot(tmp_path: Path, container: str) -> None:
+    cache = make_cache(tmp_path / "cache", container, aside=frozenset({0, 5, 8, 9}))
+    snapshot = Snapshot(cache, ["text", "image"])
+    numbers = [1, 2, 3, 4, 6, 7]
+    assert [SHARD_SIZE * shard + i for shard, i in snapshot.rows] == numbers
+    for name in FIELDS:
+        reader = ColumnReader(snapshot, name)
+        rows = [{f.name: reader.read(i, f.name) for f in FIELDS[name]} for i in range(len(snapshot))]
+        assert_rows(rows, [row(name, n) for n in numbers])
+        reader.close()
+    assert len(Snapshot(cache, ["text"])) == SAMPLES
+    assert not verify(cache, deep=True).faults
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut", "flipped", "stale", "half new", "not JSON"])
+def test_a_derived_index_that_is_not_whole_and_new_changes_nothing(cache: Cache, tmp_path: Path, harm: str) -> None:
+    Snapshot(cache, ["image"])  # writes index/
+    shutil.copytree(cache.root / "index", tmp_path / "old")
+    cache.extend_plan(["one more"])
+    commit_shard(cache, "image", 3, range(10, 11))
+    expected = Snapshot(cache, ["image"])
+    json_file, index_file = cache.root / "index" / "image.json", cache.root / "index" / "image.idx"
+    if harm == "deleted":
+        shutil.rmtree(cache.root / "index")
+    elif harm == "cut":
+        index_file.write_bytes(index_file.read_bytes()[:-16])
+    elif harm == "flipped":
+        flip(index_file, 40)
+    elif harm == "stale":
+        shutil.copytree(tmp_path / "old", cache.root / "index", dirs_exist_ok=True)
+    elif harm == "half new":
+        shutil.copy(tmp_path / "old" / "image.idx", index_file)
+    else:
+        json_file.write_bytes(b"\xff{")
+    again = Snapshot(Cache(cache.root), ["image"])
+    assert again.digest == expected.digest
+    assert again.rows.tolist() == expected.rows.tolist()
+    assert_rows(read_all(cache, "image"), [row("image", n) for n in range(SAMPLES + 1)])
+
+
+def test_the_derived_index_spares_reading_the_commits(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Snapshot(cache, ["image"]).digest
+
+    def unreadable(*_: object) -> None:
+        raise AssertionError("a commit was read")
+
+    monkeypatch.setattr(Cache, "commit", unreadable)
+    assert Snapshot(cache, ["image"]).digest == expected
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_flipped_byte_in_a_sample_names_the_shard_and_the_sample(cache: Cache, name: str) -> None:
+    snapshot = Snapshot(cache, [name])
+    entries = snapshot.pinned[name].entries
+    for number in (0, 5, 9):
+        path = shard_file(cache, name, number // SHARD_SIZE)
+        for j, field in enumerate(FIELDS[name]):
+            offset = int(entries[number, j]["offset"]) + int(entries[number, j]["nbytes"]) - 1
+            flip(path, offset, bits=0x80)
+            reader = ColumnReader(snapshot, name)
+            with pytest.raises(DamageError, match=rf"{path.name}: field '{field.name}' of sample 'sample {number}'"):
+                reader.read(number, field.name)
+            neighbour = number - 1 if number else 1
+            assert reader.read(neighbour, field.name).tobytes() == row(name, neighbour)[field.name].tobytes()
+            reader.close()
+            flip(path, offset, bits=0x80)
+
+
+def test_crc32_can_be_left_unchecked(cache: Cache) -> None:
+    snapshot = Snapshot(cache, ["image"])
+    flip(shard_file(cache, "image", 0), int(snapshot.pinned["image"].entries[0, 0]["offset"]))
+    reader = ColumnReader(snapshot, "image", check_crc=False)
+    assert reader.read(0, "image_embeds").shape == (3,)
+    reader.close()
+
+
+def test_a_shard_that_was_cut_is_an_error_that_has_the_numbers(cache: Cache) -> None:
+    path = shard_file(cache, "text", 1)
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(
+        DamageError, match=rf"{path.name} has {size - 1:,} bytes, its commit says {size:,}; run 'kcache"
+    ):
+        read_all(cache, "text")
+
+
+def test_a_shard_that_is_cut_under_an_open_reader_is_an_error(cache: Cache) -> None:
+    reader = ColumnReader(Snapshot(cache, ["text"]), "text")
+    reader.read(4, "text_embeds")
+    os.truncate(shard_file(cache, "text", 1), 100)
+    with pytest.raises(DamageError, match=r"field 'hidden_states' of sample 'sample 7': 0 of 20 bytes could be read"):
+        reader.read(7, "hidden_states")
+    reader.close()
+
+
+def test_a_shard_that_is_missing_is_an_error(cache: Cache) -> None:
+    path = shard_file(cache, "image", 2)
+    path.unlink()
+    with pytest.raises(DamageError, match=f"{path.name} is missing; run 'kcache verify"):
+        read_all(cache, "image")
+
+
+RECORDS = {
+    "kcache.json": lambda cache: Cache(cache.root).shard_size,
+    "plan/000001.jsonl": lambda cache: cache.ids(1),
+    "columns/image.json": lambda cache: cache.column("image"),
+    "commits/image/000001.000001.json": lambda cache: cache.commit("image", 1, 1),
+    "samples/000000-*.jsonl": lambda cache: cache.samples(0),
+    "text/000001-*.idx": lambda cache: read_all(cache, "text"),
+    "columns/image.null*.tar": lambda cache: read_null(cache, cache.column("image")),
+    "columns/image.null*.idx": lambda cache: read_null(cache, cache.column("image")),
+}
+
+
+@pytest.mark.parametrize("pattern", RECORDS)
+def test_any_flipped_byte_in_a_record_is_an_error(tar_cache: Cache, pattern: str) -> None:
+    (path,) = tar_cache.root.glob(pattern)
+    whole, read = path.read_bytes(), RECORDS[pattern]
+    read(tar_cache)
+    for offset in range(0, len(whole), 1 + len(whole) // 800):
+        for bits in (0x01, 0x20, 0x80):
+            shutil.rmtree(tar_cache.root / "index", ignore_errors=True)
+            data = bytearray(whole)
+            data[offset] ^= bits
+            path.write_bytes(data)
+            with pytest.raises(DamageError):
+                read(tar_cache)
+
+
+@pytest.mark.parametrize("pattern", RECORDS)
+def test_a_record_that_was_cut_or_lengthened_is_an_error(tar_cache: Cache, pattern: str) -> None:
+    (path,) = tar_cache.root.glob(pattern)
+    whole, read = path.read_bytes(), RECORDS[pattern]
+    for data in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], whole + b"\n", whole + whole):
+        path.write_bytes(data)
+        with pytest.raises(DamageError):
+            read(tar_cache)
+
+
+def test_another_format_version_is_refused_with_a_sentence(cache: Cache) -> None:
+    with_record(cache.root / "kcache.json", format_version=99)
+    with pytest.raises(CacheError, match=r"has cache format 99 and this kcache reads format 1; install a kcache that"):
+        Cache(cache.root)
+
+
+def test_a_folder_that_is_no_cache_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"is not a kcache cache; make one with 'kcache encode DATASET"):
+        Cache(tmp_path)
+
+
+def test_a_hole_in_the_plan_is_an_error(cache: Cache) -> None:
+    (cache.root / layout.plan(1)).unlink()
+    with pytest.raises(DamageError, match=r"lacks plan/000001\.jsonl"):
+        Cache(cache.root).shard_count  # noqa: B018
+
+
+@pytest.mark.parametrize("file", ["../outside.tar", "/etc/passwd", "image/../../outside.tar", "", "a\\..\\b"])
+def test_a_commit_that_points_outside_the_cache_is_refused(cache: Cache, file: str) -> None:
+    path = cache.root / layout.commit("image", 1, 1)
+    for changes in ({"file": file}, {"index": {**load_record(path)["index"], "file": file}}):
+        whole = path.read_bytes()
+        with_record(path, **changes)
+        with pytest.raises(DamageError):
+            Snapshot(cache, ["image"])
+        path.write_bytes(whole)
+
+
+def test_a_commit_in_the_place_of_another_is_refused(cache: Cache) -> None:
+    shutil.copy(cache.root / layout.commit("image", 0, 1), cache.root / layout.commit("image", 1, 1))
+    with pytest.raises(DamageError, match="names another shard than its own"):
+        Snapshot(cache, ["image"])
+
+
+# --- verify
+
+
+def test_a_whole_cache_has_no_fault(cache: Cache) -> None:
+    told: list[int] = []
+    result = verify(cache, deep=True, progress=told.append)
+    assert result.faults == []
+    assert result.files == len(told) == 9
+    assert result.bytes == sum(told)
+    assert result.rows == {"samples": 10, "image": 10, "text": 10}
+
+
+def committed_files(cache: Cache) -> list[str]:
+    files = (p.relative_to(cache.root).as_posix() for p in cache.root.rglob("*") if p.is_file())
+    return sorted(f for f in files if not f.startswith(("index/", "kcache.json")))
+
+
+def test_verify_finds_every_flipped_byte(cache: Cache) -> None:
+    for file in committed_files(cache):
+        path = cache.root / file
+        whole = path.read_bytes()
+        for offset in {0, len(whole) // 3, len(whole) // 2, len(whole) - 1}:
+            data = bytearray(whole)
+            data[offset] ^= 1
+            path.write_bytes(data)
+            assert verify(Cache(cache.root), deep=True).faults, (file, offset)
+        path.write_bytes(whole)
+    assert not verify(cache, deep=True).faults
+
+
+def test_verify_finds_every_missing_and_every_cut_file(cache: Cache) -> None:
+    for file in committed_files(cache):
+        path = cache.root / file
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        assert verify(Cache(cache.root)).faults, file
+        path.unlink()
+        found = verify(Cache(cache.root))
+        # A commit that is gone is work to be done again; anything else that is gone was promised by a record.
+        assert found.faults or (file.startswith("commits/") and sum(found.missing_shards.values()) == 1), file
+        path.write_bytes(whole)
+
+
+def test_verify_names_the_samples_that_are_lost(tar_cache: Cache) -> None:
+    path = shard_file(tar_cache, "image", 1)
+    entries = Snapshot(tar_cache, ["image"]).pinned["image"].entries
+    for number in (4, 6):
+        flip(path, int(entries[number, 0]["offset"]))
+    (fault,) = verify(tar_cache, deep=True).faults
+    assert fault.path == path.relative_to(tar_cache.root).as_posix()
+    assert "samples 'sample 4', 'sample 6' are damaged" in fault.problem
+    assert not verify(tar_cache).faults  # sizes and records are as they were
+
+
+def test_verify_says_when_no_sample_is_lost(tar_cache: Cache) -> None:
+    flip(shard_file(tar_cache, "image", 1), -1)
+    (fault,) = verify(tar_cache, deep=True).faults
+    assert "no sample is damaged" in fault.problem
+
+
+def test_records_are_one_line_of_json_a_value(cache: Cache) -> None:
+    assert json.loads((cache.root / "kcache.json").read_text())["format_version"] == 1
+    plan = (cache.root / layout.plan(0)).read_text().splitlines()
+    assert [json.loads(line) for line in plan[:-1]] == [{"id": f"sample {n}"} for n in range(4)]
+    assert json.loads(plan[-1])["lines"] == 4
