@@ -70,3 +70,25 @@ def encoded(
         return made[name]
 
     return cache
+
+
+@pytest.fixture(params=("tar", "h5"))
+def container(request: pytest.FixtureRequest) -> str:
+    """Both kinds of shard file, one after the other."""
+    return str(request.param)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, container: str) -> "Cache":
+    """A toy cache with each kind of shard."""
+    from toy_cache import make_cache
+
+    return make_cache(tmp_path / "cache", container)
+
+
+@pytest.fixture
+def tar_cache(tmp_path: Path) -> "Cache":
+    """A toy cache with tar shards."""
+    from toy_cache import make_cache
+
+    return make_cache(tmp_path / "cache")

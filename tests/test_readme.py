@@ -1,6 +1,8 @@
 """The README's map gives every file the sentence that the file itself opens with, and its commands exist."""
 
 import ast
+import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,12 +32,10 @@ def test_the_readme_maps_every_file_by_its_own_opening_sentence() -> None:
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:
     """Links to files of the repository exist."""
-    import re
-
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}, which does not exist"
 
 
 if __name__ == "__main__":
-    print(file_map())
+    sys.stdout.write(file_map())
