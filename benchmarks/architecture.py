@@ -61,13 +61,13 @@ UNET = {
 
 def models() -> dict[str, Any]:
     """The five models with random weights, on torch's current default device."""
-    from diffusers import PriorTransformer, UNet2DConditionModel, VQModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+    import diffusers
+    import transformers
 
     return {
-        "text": CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_TEXT)),
-        "vision": CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_VISION)),
-        "movq": VQModel(**MOVQ),
-        "prior": PriorTransformer(**PRIOR),
-        "unet": UNet2DConditionModel(**UNET),
+        "text": transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**CLIP_TEXT)),
+        "vision": transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**CLIP_VISION)),
+        "movq": diffusers.VQModel(**MOVQ),
+        "prior": diffusers.PriorTransformer(**PRIOR),
+        "unet": diffusers.UNet2DConditionModel(**UNET),
     }

@@ -39,7 +39,10 @@ def count() -> dict[str, float]:
             model["movq"].encode(torch.zeros(1, 3, side, side))
 
         frozen = torch.no_grad()
-        counts = {"text": gflop(frozen(lambda: model["text"](tokens))), "vision": gflop(frozen(lambda: model["vision"](pixels)))}
+        counts = {
+            "text": gflop(frozen(lambda: model["text"](tokens))),
+            "vision": gflop(frozen(lambda: model["vision"](pixels))),
+        }
         for side in (512, 768):
             counts[f"movq-{side}"] = gflop(frozen(lambda side=side: movq(side)))
             counts[f"unet-{side}"] = gflop(lambda side=side: unet(side // 8))
@@ -62,7 +65,8 @@ def main() -> None:
         print(row.format(f"prior, {length} tokens cached", c["text"], c["vision"], 0, trained, ratio))
     for side in (512, 768):
         movq, trained = c[f"movq-{side}"], c[f"unet-{side}"]
-        print(row.format(f"decoder, {side} px", 0, c["vision"], movq, trained, (c["vision"] + movq + trained) / trained))
+        ratio = (c["vision"] + movq + trained) / trained
+        print(row.format(f"decoder, {side} px", 0, c["vision"], movq, trained, ratio))
 
 
 if __name__ == "__main__":
