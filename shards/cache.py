@@ -77,11 +77,13 @@ class Cache:
     @cached_property
     def shard_count(self) -> int:
         """How many shards the plan has (asked of the disk once; see `extend_plan`)."""
-        shards = sorted(int(p.stem) for p in (self.root / "plan").glob("*.jsonl") if p.stem.isdigit())
-        if shards != list(range(len(shards))):
-            missing = sorted(set(range(shards[-1] + 1)) - set(shards))
-            raise DamageError(f"{self.root} lacks {layout.plan(missing[0])}; run 'kcache verify {self.root}'")
-        return len(shards)
+        shards = {int(p.stem) for p in (self.root / "plan").glob("*.jsonl") if p.stem.isdigit()}
+        count = max(shards, default=-1) + 1
+        # Asked for again by name: a listing may miss a file that another process adds while it is made.
+        for shard in sorted(set(range(count)) - shards):
+            if not (self.root / layout.plan(shard)).exists():
+                raise DamageError(f"{self.root} lacks {layout.plan(shard)}; run 'kcache verify {self.root}'")
+        return count
 
     def ids(self, shard: int) -> list[str]:
         """The ids of one shard's samples, in order."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from commands import Encode, counted, done, encode_with, kcache, refused, stamps, tree
 from PIL import Image
 from support import features, ids
-from tiny import LONG_CAPTION
+from tiny import DATA, LONG_CAPTION
 
 from kcache.shards import Cache, Snapshot, durable
 from kcache.shards.records import dump_record, load_record
@@ -258,6 +259,21 @@ def test_a_picture_of_absurd_size_is_set_aside(encode: Encode, dataset: Path, tm
     assert set_aside(tmp_path / "cache")["bomb.png"].startswith("Image size (3600000000 pixels) exceeds limit")
 
 
+def test_what_pillow_warns_of_is_neither_shown_nor_a_fault_and_other_warnings_stay(
+    encode: Encode, dataset: Path, tmp_path: Path
+) -> None:
+    for i in range(12):  # of uneven sizes, so that the threads that decode them overlap
+        paletted = Image.new("P", (20 + 90 * (i % 4), 30))
+        paletted.save(dataset / f"paletted-{i}.png", transparency=bytes([9] * 3))
+    write_rows(dataset, {path.name: "a caption" for path in dataset.glob("*.png")})
+    before = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Palette images with Transparency", module="PIL")
+        result = done(encode(dataset, tmp_path / "cache", "--columns", "image", "--alpha", "drop", "--workers=4"))
+    assert "Palette" not in result.stderr
+    assert list(warnings.filters) == before
+
+
 def test_a_link_that_leads_nowhere_and_a_folder_named_as_a_picture_do_no_harm(
     encode: Encode, dataset: Path, tmp_path: Path
 ) -> None:
@@ -398,6 +414,24 @@ def test_a_real_disk_that_is_full_is_said_so_and_what_it_holds_is_whole(
     done(encode(pictures, cache))
     done(encode(pictures, tmp_path / "undisturbed"))
     assert tree(cache, without=("index",)) == tree(tmp_path / "undisturbed", without=("index",))
+
+
+def test_training_on_a_disk_that_fills_up_keeps_its_checkpoints_and_goes_on_from_them(
+    train: Train, whole: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    out = small_disk / "out"
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    options = ["--max-train-steps=9", "--checkpointing-steps=1", "--probe-samples=0", "--output-dir", out]
+    said = refused(train("prior", whole, *options))
+    assert said.startswith(f"the disk of {out} is full and checkpoint-")
+    assert said.endswith("free some space and run the same command with --resume-from-checkpoint latest")
+    kept = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert kept
+    assert kept == [f"checkpoint-{n}" for n in range(1, len(kept) + 1)]
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    done(train("prior", whole, *options, "--resume-from-checkpoint=latest"))
+    done(train("prior", whole, *options[:-1], tmp_path / "undisturbed"))
+    assert tree(out / "prior") == tree(tmp_path / "undisturbed" / "prior")
 
 
 # --- caches that are none, or of another kind
@@ -768,8 +802,6 @@ def test_training_on_an_unfinished_encode_is_possible_when_asked_for(train: Trai
 
 @pytest.mark.usefixtures("nothing_trained")
 def test_a_checkpoint_of_other_dimensions_is_refused_whatever_is_ignored(train: Train, whole: Path) -> None:
-    from tiny import DATA
-
     shipped = DATA / "kandinsky-tiny"
     for options in ([], ["--ignore-encoder-mismatch"]):
         said = refused(train("prior", whole, *options, checkpoint=shipped / "prior"))
@@ -856,14 +888,13 @@ def test_an_output_folder_that_is_a_file_is_refused(train: Train, whole: Path, t
 
 
 def test_an_out_without_the_component_is_refused_and_named(train: Train, whole: Path, tmp_path: Path) -> None:
-    out, prior = tmp_path / "out", tmp_path / "a-prior"
+    out, pipeline = tmp_path / "out", DATA / "kandinsky-tiny" / "prior"
     done(train("prior", whole))
-    shutil.copytree(out, prior)
-    said = refused(kcache("generate", "a fox", "--prior", prior, "--decoder", out, "-o", tmp_path / "a.png"))
+    said = refused(kcache("generate", "a fox", "--prior", pipeline, "--decoder", out, "-o", tmp_path / "a.png"))
     assert said == f"{out} holds no trained 'unet'; train one with 'kcache train', or name a pipeline"
-    shutil.rmtree(prior / "prior")
-    said = refused(kcache("generate", "a fox", "--prior", prior, "--decoder", out, "-o", tmp_path / "a.png"))
-    assert said == f"{prior} holds no trained 'prior'; train one with 'kcache train', or name a pipeline"
+    shutil.rmtree(out / "prior")
+    said = refused(kcache("generate", "a fox", "--prior", out, "-o", tmp_path / "a.png"))
+    assert said == f"{out} holds no trained 'prior'; train one with 'kcache train', or name a pipeline"
     assert not (tmp_path / "a.png").exists()
 
 

@@ -36,7 +36,7 @@ ALL_HIT = {"hit": 10, "changed": 0, "new": 0, "gone": 0, "set aside": 0}
 
 def everywhere(counts: dict[str, int]) -> dict[str, dict[str, int]]:
     """The same counts in all three columns."""
-    return {column: counts for column in COLUMNS}
+    return dict.fromkeys(COLUMNS, counts)
 
 
 @pytest.fixture
@@ -297,6 +297,7 @@ def test_pictures_that_are_gone_are_reported_and_kept(encode: Encode, start: tup
         (lambda d: Image.new("RGB", (9, 9)).save(d / "flat.png"), "'flat.png': image bytes differ"),
         (lambda d: (d / "flat.png").unlink(), "'flat.png': image lost"),
     ],
+    ids=["another caption", "more captions", "another image", "no image"],
 )
 def test_a_changed_sample_is_named_and_refused_and_nothing_is_written(
     encode: Encode, start: tuple[Path, Path], change: Callable[[Path], object], reason: str

@@ -15,6 +15,7 @@ from .columns import Encoders, column_names, make_encoder
 from .config import DEFAULT_SHARD_SIZE, EncodeConfig
 from .dataset import Dataset, DatasetOptions
 from .encoders import Encoder, TextColumn
+from .images import hushed_pillow
 from .memory import Memory
 from .open_dataset import open_dataset
 from .pictures import mapped_ahead
@@ -197,6 +198,7 @@ def _run(
     ahead = 2 * config.batch_size + run.workers
     try:
         with (
+            hushed_pillow(),
             bar(sum(len(task.ids) for task in tasks), "img", "encode") as progress,
             mapped_ahead(run.prepare, pictures, workers=run.workers, ahead=ahead) as ready,
             Committer() as committer,

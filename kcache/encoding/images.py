@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,25 @@ def decode(data: bytes, alpha: str) -> Image.Image:
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = Image.open(io.BytesIO(data))
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-            return _on_white(image) if alpha == "white" and _is_transparent(image) else image.convert("RGB")
+        opened = Image.open(io.BytesIO(data))
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+        return _on_white(image) if alpha == "white" and _is_transparent(image) else image.convert("RGB")
     except UnidentifiedImageError:
         raise UnreadableImageError("it is not a picture in a known format") from None
     except Exception as error:  # Pillow's decoders raise many classes for damaged files.
         raise UnreadableImageError(str(error) or type(error).__name__) from None
+
+
+@contextmanager
+def hushed_pillow() -> Iterator[None]:
+    """Within it Pillow's warnings about odd pictures are not shown. Not for the threads that decode.
+
+    The filters belong to the whole process: each thread putting back what it found, the last would put back another's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        yield
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -129,9 +129,16 @@ class whole_folder:  # noqa: N801  (used as a function)
         durable.make_folder(self.temporary)
         return self.temporary
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            # torch says of a full disk only that a position is unexpected, so the disk is asked.
+            full = "No space left" in str(error) or shutil.disk_usage(self.temporary).free < 2**20
             shutil.rmtree(self.temporary, ignore_errors=True)
+            if full and isinstance(error, Exception):
+                raise KcacheError(
+                    f"the disk of {self.path.parent} is full and {self.path.name} was not written; free some space and"
+                    " run the same command with --resume-from-checkpoint latest"
+                ) from error
             return
         for file in self.temporary.rglob("*.safetensors"):
             # safetensors writes for its owner alone; a model is shared as the folder around it is.
