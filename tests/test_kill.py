@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 
 Killed = tuple[Path, dict[str, Any]]
 JOBS: dict[str, dict[str, Any]] = {
-    "many": {"format": "tar", "kills": 10},
+    "many": {"format": "tar", "kills": 8},
     "again": {"format": "h5"},
-    "race": {"format": "tar", "processes": 2, "rounds": 3},
+    "race": {"format": "tar", "processes": 2, "rounds": 2},
 }
 
 
