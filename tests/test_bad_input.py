@@ -910,3 +910,26 @@ def test_an_out_whose_weights_are_cut_is_refused_and_named(train: Train, whole: 
 def test_an_output_that_is_no_picture_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
     said = refused(kcache("generate", "a fox", "-o", tmp_path / name, "--device", "cpu"))
     assert said.endswith(("choose another with -o, such as grid.png", "choose another with -o"))
+
+
+def test_a_pipe_named_as_a_picture_is_set_aside_and_not_waited_for(tmp_path: Path) -> None:
+    from kcache.encoding.dataset import DatasetOptions
+    from kcache.encoding.imagefolder import ImageFolder
+
+    os.mkfifo(tmp_path / "pipe.png")
+    folder = ImageFolder(tmp_path, DatasetOptions())
+    with pytest.raises(OSError, match="not a regular file"):
+        folder.read("pipe.png")
+
+
+def test_folders_are_followed_through_links_once(tmp_path: Path) -> None:
+    from kcache.encoding.dataset import DatasetOptions
+    from kcache.encoding.imagefolder import ImageFolder
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"")
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    (dataset / "linked").symlink_to(tmp_path / "elsewhere")
+    (dataset / "back").symlink_to(dataset)
+    assert [sample.id for sample in ImageFolder(dataset, DatasetOptions()).samples] == ["linked/a.png"]

@@ -1,6 +1,7 @@
 """A folder of pictures: ``metadata.jsonl`` or ``metadata.csv``, or a text file beside each picture."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -41,11 +42,11 @@ class ImageFolder:
 
     def read(self, sample_id: str) -> bytes:
         """The bytes of one picture."""
-        return (self.root / sample_id).read_bytes()
+        return self._file(sample_id).read_bytes()
 
     def sha256(self, sample_id: str) -> str:
         """sha256 of one picture's bytes."""
-        return file_sha256(self.root / sample_id)
+        return file_sha256(self._file(sample_id))
 
     def stat(self, sample_id: str) -> Stat | None:
         """Size and time of change of one picture, or None when it is not there."""
@@ -54,6 +55,13 @@ class ImageFolder:
         except OSError:
             return None
         return stat.st_size, stat.st_mtime_ns
+
+    def _file(self, sample_id: str) -> Path:
+        """The path of a picture; OSError for one that is no file: to open a pipe would wait for ever."""
+        path = self.root / sample_id
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return path
 
     def _sample(self, name: str, rows: dict[str, tuple[str, ...]], has_metadata: bool) -> Sample:
         if name in rows:
@@ -69,8 +77,12 @@ def _walk(root: Path) -> tuple[dict[str, None], list[Path]]:
     """The relative names of all pictures (in a dict, for its fast ``in``), and the metadata files."""
     pictures: dict[str, None] = {}
     metadata = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    entered: set[Path] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        # Links to folders are followed, and one that leads back to where the walk has been is not.
+        entered.add(Path(folder).resolve())
+        seen = (name for name in folders if not name.startswith(".") and Path(folder, name).resolve() not in entered)
+        folders[:] = sorted(seen)
         for name in sorted(files):
             if name in METADATA:
                 metadata.append(Path(folder, name))
