@@ -20,8 +20,8 @@ class DemoConfig:
     """The options of ``kcache demo``."""
 
     directory: str = "kcache-demo"
-    prior_steps: int = 300
-    decoder_steps: int = 150
+    prior_steps: int = 200
+    decoder_steps: int = 200
 
 
 def demo(config: DemoConfig, say: Callable[[str], None]) -> Path:
@@ -56,8 +56,8 @@ def _commands(config: DemoConfig, folder: str) -> dict[str, str]:
     """What each command shows, and the command."""
     from_prior = f"--pretrained-prior-model-name-or-path {folder}/kandinsky-tiny/prior"
     from_decoder = f"--pretrained-decoder-model-name-or-path {folder}/kandinsky-tiny/decoder"
-    prior = f"--train-batch-size 32 --max-train-steps {config.prior_steps} --learning-rate 1e-3 --seed 0"
-    decoder = f"--train-batch-size 16 --max-train-steps {config.decoder_steps} --learning-rate 1e-3 --seed 0"
+    prior = f"--train-batch-size 32 --max-train-steps {config.prior_steps} --learning-rate 2e-4 --seed 0"
+    decoder = f"--train-batch-size 16 --max-train-steps {config.decoder_steps} --learning-rate 2e-4 --seed 0"
     return {
         "Encode captions and pictures once, with the frozen encoders.": (
             f"encode {folder}/pictures {folder}/cache --resolution 64 {from_prior} {from_decoder}"

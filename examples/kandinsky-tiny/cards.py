@@ -51,8 +51,8 @@ A Kandinsky 2.2 prior pipeline in the layout of `kandinsky-community/kandinsky-2
 and for tests: CLIP text (3 layers, width 64, CLIP's real vocabulary), CLIP vision (64 px, 4 layers, width 128) and a
 prior transformer (4 layers, width 128); embeddings have 64 numbers.
 {clip}
-The prior transformer is untrained: `kcache train prior` trains it. Its `clip_mean` and `clip_std` are those of the
-training pictures' embeddings.
+The prior transformer is untrained: `kcache train prior` trains it.
+Its `clip_mean` and `clip_std` are those of the training pictures' embeddings.
 
 ```python
 from diffusers import KandinskyV22PriorPipeline
