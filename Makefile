@@ -15,6 +15,7 @@ help: ## list the targets
 
 demo: $(STAMP) ## encode, train and generate on pictures that come with kcache, into demo-out/
 	@$(BIN)/kcache demo $(DEMO_DIR)
+	@echo "To type kcache commands yourself:  . $(BIN)/activate"
 
 test: lint ## everything that CI checks: lint, types, all tests, the wheel
 	@echo "== pytest"

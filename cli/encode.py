@@ -1,5 +1,6 @@
 """`kcache encode`: a dataset's captions and images through the frozen encoders into a cache."""
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,30 +99,49 @@ def _print_dry_run(report: "EncodeReport") -> None:
         count = report.work.counts[name]["new"]
         reasons = {"not in the cache yet": unplanned, "in shards that lack this column": count - unplanned}
         why = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items() if n) or "nothing to do"
-        click.echo(f"{name:12} would encode {count:,} samples, about {size(nbytes)}: {why}")
-    click.echo(f"{'total':12} about {size(sum(report.estimated_bytes.values()))}; nothing was written")
+        click.echo(f"{name:12} would encode {count:,} samples, about {size(nbytes)} of features: {why}")
+    click.echo(f"{'total':12} about {size(sum(report.estimated_bytes.values()))} of features; nothing was written")
 
 
 def _print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What was done, what was set aside, and what comes next."""
     done = ", ".join(f"{name} {count:,}" for name, count in report.encoded.items() if count)
+    rate = f" ({report.pictures / report.seconds:,.1f} images/s)" if report.pictures else ""
     if done:
-        click.echo(f"Encoded {done} in {report.seconds:,.0f} s ({report.pictures / report.seconds:,.1f} images/s).")
+        click.echo(f"Encoded {done} in {report.seconds:,.0f} s{rate}.")
     else:
         click.echo(f"{config.cache} is up to date: nothing to encode.")
     _print_warnings(config, report)
-    latents = [n for n in report.work.counts if n.startswith("latents-")]
-    resolution = f" --resolution {latents[0].removeprefix('latents-')}" if latents else ""
-    click.echo(
-        f"Next: kcache train prior {config.cache} --output-dir my-prior\n"
-        f"      kcache train decoder {config.cache} --output-dir my-decoder{resolution}"
-    )
+    for number, command in enumerate(_next_commands(config)):
+        click.echo(f"{'     ' if number else 'Next:'} {command}")
+
+
+def _next_commands(config: "EncodeConfig") -> list[str]:
+    """The training commands that this cache has the columns for, with the checkpoints that it was encoded with."""
+    from kcache.checkpoints import DECODER, PRIOR
+    from kcache.shards import Cache
+
+    columns, cache = Cache(config.cache).column_names(), shlex.quote(config.cache)
+    prior, decoder = config.pretrained_prior_model_name_or_path, config.pretrained_decoder_model_name_or_path
+    from_prior = "" if prior == PRIOR else f" --pretrained-prior-model-name-or-path {shlex.quote(prior)}"
+    from_decoder = "" if decoder == DECODER else f" --pretrained-decoder-model-name-or-path {shlex.quote(decoder)}"
+    latents = [f"latents-{n}" for n in config.resolution if f"latents-{n}" in columns]
+    commands = []
+    if {"text", "image"} <= set(columns):
+        commands.append(f"kcache train prior {cache} --output-dir my-prior{from_prior}")
+    if latents and "image" in columns:
+        resolution = latents[0].removeprefix("latents-")
+        commands.append(f"kcache train decoder {cache} --output-dir my-decoder --resolution {resolution}{from_decoder}")
+    return commands
 
 
 def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What a reader of the summary may have to act on."""
     if report.work.gone:
-        click.echo(f"{len(report.work.gone):,} samples are gone from the dataset and are kept in the cache.", err=True)
+        gone = len(report.work.gone)
+        click.echo(
+            f"{gone:,} samples are gone from the dataset; the cache keeps them and training uses them.", err=True
+        )
     if report.cut_captions:
         click.echo(
             f"{report.cut_captions:,} captions are longer than 77 tokens and were cut, as in the reference.", err=True

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice, make_config
+from kcache.cli.sizes import count
 
 
 @click.command()
@@ -41,4 +42,5 @@ def generate(**options: Any) -> None:
     from kcache.generation import generate as generate_pictures
 
     report = generate_pictures(make_config(GenerateConfig, options))
-    click.echo(f"Wrote {report.pictures} pictures to {report.output} ({report.width} x {report.height} pixels).")
+    made = count(report.pictures, "picture")
+    click.echo(f"Wrote {made} to {report.output} ({report.width} x {report.height} pixels).")

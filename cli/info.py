@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kcache.cli.sizes import size
+from kcache.cli.sizes import count, size
 
 if TYPE_CHECKING:
     from kcache.shards import ColumnSummary, Summary
@@ -38,7 +38,8 @@ def info(cache: str, as_json: bool, set_aside: bool) -> None:
 
 def _print(summary: "Summary") -> None:
     click.echo(
-        f"{summary.path}: {summary.samples:,} samples with {summary.captions:,} captions in {summary.shards:,} shards"
+        f"{summary.path}: {count(summary.samples, 'sample')} with {count(summary.captions, 'caption')}"
+        f" in {count(summary.shards, 'shard')}"
         f" of up to {summary.shard_size:,} (.{summary.container}, format {summary.format_version})"
     )
     for column in summary.columns:
@@ -54,7 +55,7 @@ def _print(summary: "Summary") -> None:
 
 def _print_column(summary: "Summary", column: "ColumnSummary") -> None:
     done = "" if column.shards == summary.shards else f", {column.shards:,} of {summary.shards:,} shards"
-    click.echo(f"\n{column.name}: {column.rows:,} samples, {size(column.bytes)}{done}")
+    click.echo(f"\n{column.name}: {count(column.rows, 'sample')}, {size(column.bytes)}{done}")
     for name, kind in column.fields.items():
         click.echo(f"  {name:16} {kind}")
     source = column.notes.get("from", "unknown")

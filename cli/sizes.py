@@ -1,4 +1,4 @@
-"""Bytes as people read them."""
+"""Numbers as people read them."""
 
 
 def size(nbytes: int) -> str:
@@ -7,3 +7,8 @@ def size(nbytes: int) -> str:
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
     return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
+
+
+def count(number: int, noun: str) -> str:
+    """Such as ``1 shard`` or ``3,388 samples``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

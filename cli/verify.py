@@ -37,7 +37,10 @@ def verify(cache: str, deep: bool) -> int:
         "" if deep else " (sizes and records; --deep reads all)"
     )
     if result.faults:
-        click.echo(f"{len(result.faults):,} faults in {checked}; copy the cache again, or encode into a new folder")
+        click.echo(
+            f"{len(result.faults):,} faults in {checked}; copy those files again, or remove the commits of their"
+            " shards (commits/COLUMN/SHARD.*.json) and run 'kcache encode', which then encodes these shards again"
+        )
         return 1
     click.echo(f"No fault in {checked}.")
     return 0

@@ -1,7 +1,7 @@
 """Finds the components of a Kandinsky checkpoint by subfolder, on the hub or in a folder, and loads them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,8 @@ class Checkpoint:
     def component(self, subfolder: str) -> "Component":
         """One component, downloaded if need be. KcacheError when the checkpoint lacks it."""
         folder = Path(self.name_or_path)
+        if not (folder / subfolder).is_dir() and self.base() != self:
+            return self.base().component(subfolder)
         if not folder.is_dir():
             folder = self._download(subfolder)
         if not (folder / subfolder).is_dir():
@@ -36,10 +38,20 @@ class Checkpoint:
             )
         return Component(self, subfolder, folder / subfolder)
 
+    def base(self) -> "Checkpoint":
+        """The whole checkpoint behind the OUT of a training run, which holds the trained component alone; else this."""
+        trained_from = training_record(Path(self.name_or_path)).get("trained_from")
+        return replace(self, name_or_path=str(trained_from)) if trained_from else self
+
     def _download(self, subfolder: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
 
+        if "/" not in self.name_or_path or Path(self.name_or_path).is_absolute():
+            raise KcacheError(
+                f"checkpoint {self.name_or_path} does not exist; name a folder, or a hub id such as {PRIOR}"
+            )
+        hush_libraries()
         wanted = f".{self.variant}" if self.variant else ""
         weights = [f"{subfolder}/*{wanted}.safetensors", f"{subfolder}/*{wanted}-?????-of-?????.safetensors"]
         try:
@@ -138,3 +150,12 @@ def _variant(path: Path) -> str | None:
     """``fp16`` of ``model.fp16.safetensors`` and ``model.fp16-00001-of-00002.safetensors``; None without a variant."""
     _, dot, rest = path.name.removesuffix(".safetensors").partition(".")
     return rest.split("-")[0] if dot else None
+
+
+def training_record(folder: Path) -> dict[str, Any]:
+    """What ``kcache train`` noted about the run whose OUT is ``folder``, or nothing."""
+    path = folder / "training.json"
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    except ValueError as error:
+        raise KcacheError(f"{path} is not JSON ({error}); name a folder that 'kcache train' finished") from None

@@ -1,5 +1,6 @@
 """The tour: encode real pictures, train both stages, make a picture; each command as a user would type it."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -35,10 +36,12 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> Path:
         with as_file(files("kcache") / "data" / name) as source:
             shutil.copytree(source, folder / name, dirs_exist_ok=True)
     _name_prior(folder)
+    # Models this small gain nothing from a second thread, and lose much where another program wants that core.
+    one_thread = {"OMP_NUM_THREADS": "1", **os.environ}
     for title, command in _commands(config, shlex.quote(str(folder))).items():
         started = time.monotonic()
         say(f"\n# {title}\n$ kcache {command}")
-        code = subprocess.run([sys.executable, "-m", "kcache", *shlex.split(command)], check=False).returncode
+        code = subprocess.run([sys.executable, "-m", "kcache", *shlex.split(command)], env=one_thread).returncode
         if code:
             raise KcacheError(f"'kcache {command}' ended with exit code {code}; run it again with -v to see why")
         say(f"({time.monotonic() - started:.0f} s)")

@@ -21,6 +21,7 @@ TESTED = {
     "datasets": "5.2.0",
     "webdataset": "1.0.2",
     "h5py": "3.16.0",
+    "filelock": "4.2.11",
     "fsspec": "2026.9.0",
     "numpy": "2.4.6",
     "pillow": "13.0.0",
@@ -30,11 +31,11 @@ TESTED = {
 
 # extra -> (the packages it brings, what they enable)
 EXTRAS = {
-    "xformers": (["xformers"], "memory-efficient attention in the decoder's UNet"),
-    "bitsandbytes": (["bitsandbytes"], "8-bit Adam: a quarter of the optimizer's memory"),
-    "wandb": (["wandb"], "logging to Weights & Biases"),
-    "s3": (["s3fs", "boto3"], "caches in an S3 bucket"),
-    "ray": (["ray"], "encoding on a Ray cluster"),
+    "xformers": (["xformers"], "nothing yet; meant for memory-efficient attention in the decoder's UNet"),
+    "bitsandbytes": (["bitsandbytes"], "nothing yet; meant for 8-bit Adam"),
+    "wandb": (["wandb"], "nothing yet; meant for logging to Weights & Biases"),
+    "s3": (["s3fs", "boto3"], "nothing yet; meant for caches in an S3 bucket"),
+    "ray": (["ray"], "nothing yet; meant for encoding on a Ray cluster"),
 }
 
 
@@ -97,7 +98,7 @@ class Report:
 def examine() -> Report:
     """Look at the machine and the installation. Imports torch for the devices; asks nothing of the network."""
     packages = [Package(name, installed_version(name), tested) for name, tested in TESTED.items()]
-    problems = [f"{p.name} is not installed; run 'pip install kcache'" for p in packages if not p.installed]
+    problems = [f"{p.name} is not installed; run 'pip install {p.name}'" for p in packages if not p.installed]
     try:
         devices = find_devices()
     except (ImportError, OSError, RuntimeError) as error:  # a missing package or shared library, a broken driver
@@ -132,7 +133,7 @@ def installed_version(name: str) -> str | None:
 def find_extras() -> list[Extra]:
     """Every extra, with whether all of its packages are installed."""
     return [
-        Extra(name, enables, all(map(installed_version, needed)), f"pip install 'kcache[{name}]'")
+        Extra(name, enables, all(map(installed_version, needed)), f"pip install {' '.join(needed)}")
         for name, (needed, enables) in EXTRAS.items()
     ]
 

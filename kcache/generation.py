@@ -1,12 +1,11 @@
 """Text to picture with what was trained, through the stock pipelines of diffusers."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import DECODER, PRIOR, Checkpoint
+from kcache.checkpoints import DECODER, PRIOR, Checkpoint, training_record
 from kcache.devices import find_device, torch_dtype
 from kcache.progress import bar, hush_libraries
 from kcache.shards.errors import KcacheError
@@ -131,6 +130,8 @@ def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtyp
     from safetensors import SafetensorError
 
     folder, replaced = Path(name), {}
+    if not folder.is_dir() and "/" not in name:
+        raise KcacheError(f"{name} does not exist; name the --output-dir of a training run, a pipeline or a hub id")
     arguments = {"dtype": dtype, "use_safetensors": True}
     try:
         if folder.is_dir() and not (folder / "model_index.json").is_file():
@@ -139,7 +140,7 @@ def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtyp
                     f"{folder} holds no trained '{subfolder}'; train one with 'kcache train', or name a pipeline"
                 )
             replaced[subfolder] = Checkpoint(name).component(subfolder).load(model_class, dtype)
-            name = str(_training(folder).get("trained_from", name))
+            name = str(training_record(folder).get("trained_from", name))
         return pipeline_class.from_pretrained(name, **replaced, **arguments)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         cause = str(error).split("\n")[0].rstrip(". ")
@@ -150,11 +151,5 @@ def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtyp
 
 
 def _trained_resolution(decoder: str) -> int | None:
-    resolution = _training(Path(decoder)).get("options", {}).get("resolution")
+    resolution = training_record(Path(decoder)).get("options", {}).get("resolution")
     return int(resolution) if resolution else None
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    """What ``kcache train`` noted about a run, or nothing."""
-    path = folder / "training.json"
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}

@@ -50,7 +50,7 @@ class Cache:
         if record.get("format_version") != layout.FORMAT_VERSION:
             raise CacheError(
                 f"{self.root} has cache format {record.get('format_version')} and this kcache reads format"
-                f" {layout.FORMAT_VERSION}; install a kcache that reads it: pip install -U kcache"
+                f" {layout.FORMAT_VERSION}; use the kcache that made it, or encode into another folder"
             )
         self.shard_size = int(record["shard_size"])
         self.container = str(record["container"])

@@ -16,7 +16,7 @@ from .errors import CacheError, DamageError
 from .index import load_index
 from .snapshot import ShardFile, Snapshot
 
-MAX_OPEN_FILES = 128
+MAX_OPEN_FILES = 64
 """Shard files that one reader keeps open; the one unused longest is closed first."""
 
 

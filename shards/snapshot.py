@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,12 +92,18 @@ class Snapshot:
 def _pin(cache: Cache, name: str) -> PinnedColumn:
     """Read a column's current commits, through the derived copy in ``index/`` where that is up to date."""
     column, generations = cache.column(name), cache.commits(name)
-    state = digest(sorted(generations.items()))
+    state = digest([[*item, *_stat(cache.root / layout.commit(name, *item))] for item in generations.items()])
     derived = _load_derived(cache, name, state, column)
     if derived is None:
         derived = _gather(cache, column, generations)
         _store_derived(cache, name, state, derived)
     return derived
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Size and time of change of a commit: with its number, what tells that the derived index is of these commits."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _gather(cache: Cache, column: Column, generations: dict[int, int]) -> PinnedColumn:

@@ -48,7 +48,7 @@ def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] 
 def committed_bytes(cache: Cache) -> int:
     """Bytes of all current shard files, by their sizes on disk; the total of `verify`'s progress."""
     folders = [layout.SAMPLES, *cache.column_names()]
-    return sum(p.stat().st_size for name in folders for p in (cache.root / name).glob("*") if p.is_file())
+    return sum(p.stat().st_size for name in folders for p in (cache.root / name).glob("*") if p.suffix != ".idx")
 
 
 def _faults(

@@ -482,7 +482,7 @@ def test_a_cache_of_another_format_version_is_refused_with_both_numbers(
     said = refused(runs.get(command, lambda: kcache(command, cache))())
     assert said == (
         f"{cache} has cache format 7 and this kcache reads format 1;"
-        " install a kcache that reads it: pip install -U kcache"
+        " use the kcache that made it, or encode into another folder"
     )
     assert tree(cache) == before
 
@@ -572,7 +572,7 @@ def test_captions_alone_need_no_decoder(pictures: Path, tiny_prior: Path, tmp_pa
     done(encode_with(tiny_prior, Path("/no/decoder"))(pictures, tmp_path / "cache", "--columns", "text", "image"))
 
 
-@pytest.mark.parametrize("name", ["kandinsky-community/kandinsky-2-2-prior", "no-such-checkpoint"])
+@pytest.mark.parametrize("name", ["kandinsky-community/kandinsky-2-2-prior", "nobody/no-such-checkpoint"])
 def test_a_checkpoint_that_cannot_be_reached_is_one_sentence(
     pictures: Path, tiny_decoder: Path, tmp_path: Path, name: str
 ) -> None:
@@ -872,7 +872,7 @@ def test_an_output_folder_with_a_run_in_it_is_refused_and_left_as_it_is(
     done(train("prior", whole))
     before = tree(tmp_path / "out")
     assert refused(train("prior", whole)) == (
-        f"{tmp_path / 'out'} already holds a run (prior); go on with --resume-from-checkpoint latest,"
+        f"{tmp_path / 'out'} already holds a run (checkpoint-1, prior); go on with --resume-from-checkpoint latest,"
         " or name another --output-dir"
     )
     assert tree(tmp_path / "out") == before
@@ -933,3 +933,58 @@ def test_folders_are_followed_through_links_once(tmp_path: Path) -> None:
     (dataset / "linked").symlink_to(tmp_path / "elsewhere")
     (dataset / "back").symlink_to(dataset)
     assert [sample.id for sample in ImageFolder(dataset, DatasetOptions()).samples] == ["linked/a.png"]
+
+
+def test_a_checkpoint_that_can_be_no_hub_id_is_not_asked_for(
+    pictures: Path, tiny_decoder: Path, tmp_path: Path
+) -> None:
+    said = refused(encode_with(Path("my-checkpoint"), tiny_decoder)(pictures, tmp_path / "cache"))
+    assert said.startswith("checkpoint my-checkpoint does not exist; name a folder, or a hub id such as ")
+
+
+def test_a_cache_is_no_output_folder(whole: Path, tiny_prior: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(whole, tmp_path / "cache")
+    before = tree(cache, without=("index/",))
+    command = ["train", "prior", str(cache), "--output-dir", str(cache), "--max-train-steps", "1"]
+    said = refused(kcache(*command, "--pretrained-prior-model-name-or-path", str(tiny_prior)), code=2)
+    assert said == f"{cache} is a cache; name another folder with --output-dir"
+    assert tree(cache, without=("index/",)) == before
+
+
+def test_two_runs_in_one_output_folder_are_refused(train: Train, whole: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        said = refused(train("prior", whole))
+    assert said == f"another run is writing to {tmp_path / 'out'}; name another --output-dir"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(train: Train, whole: Path, tmp_path: Path) -> None:
+    said = refused(train("prior", whole, "--learning-rate", "1e30", "--max-train-steps", "4", "--logging-steps", "1"))
+    assert re.match(r"the loss is (nan|inf) at update \d \(learning rate 1.00e\+30\); nothing was saved", said)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_result_without_a_checkpoint_is_never_trained_over(train: Train, whole: Path, tmp_path: Path) -> None:
+    done(train("prior", whole))
+    shutil.rmtree(tmp_path / "out" / "checkpoint-1")
+    before = tree(tmp_path / "out")
+    said = refused(train("prior", whole, "--resume-from-checkpoint", "latest"))
+    assert said.startswith(f"{tmp_path / 'out'} holds a result (prior) and no checkpoint to go on from;")
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_shard_that_was_lost_is_no_hit_and_is_encoded_again_without_its_commit(
+    encode: Encode, pictures: Path, whole: Path, tmp_path: Path
+) -> None:
+    cache = shutil.copytree(whole, tmp_path / "cache")
+    (shard,) = (cache / "text").glob("000000*.tar")
+    data = shard.read_bytes()
+    shard.unlink()
+    said = refused(encode(pictures, cache))
+    commit = cache / "commits" / "text" / "000000.000001.json"
+    assert said.startswith(f"{shard} is missing; copy it again, or remove {commit} and run the same command")
+    commit.unlink()
+    done(encode(pictures, cache))
+    assert shard.read_bytes() == data

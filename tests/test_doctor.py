@@ -51,7 +51,7 @@ def test_doctor_names_a_missing_package_and_exits_with_1(monkeypatch: pytest.Mon
     monkeypatch.setitem(TESTED, "no-such-package", "1.0")
     result = run("doctor")
     assert result.exit_code == 1
-    assert "no-such-package is not installed; run 'pip install kcache'" in result.stdout
+    assert "no-such-package is not installed; run 'pip install no-such-package'" in result.stdout
     assert re.search(r"no-such-package +- +MISSING \(tested: 1.0\)", result.stdout)
 
 
@@ -64,7 +64,7 @@ def test_doctor_says_when_a_version_is_not_the_tested_one(monkeypatch: pytest.Mo
 
 def test_doctor_says_how_to_get_an_absent_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EXTRAS, "moon", (["no-such-package"], "a moon"))
-    assert "absent   a moon: pip install 'kcache[moon]'" in run("doctor").stdout
+    assert "absent   a moon: pip install no-such-package" in run("doctor").stdout
 
 
 def test_doctor_survives_a_torch_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

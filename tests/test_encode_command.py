@@ -284,7 +284,7 @@ def test_pictures_that_are_gone_are_reported_and_kept(encode: Encode, start: tup
     edit_rows(dataset, lambda rows: rows.pop(2))
     result = done(encode(dataset, cache))
     assert counted(result) == everywhere({**ALL_HIT, "hit": 9, "gone": 1})
-    assert "1 samples are gone from the dataset and are kept in the cache." in result.stderr
+    assert "1 samples are gone from the dataset; the cache keeps them and training uses them." in result.stderr
     assert tree(cache, without=("index",)) == before
     assert "flat.png" in features(Cache(cache), "image")
 
@@ -329,8 +329,8 @@ def test_a_dry_run_writes_nothing_and_estimates_every_byte(encode: Encode, pictu
     total = 0
     for line, column in zip(result.stdout.splitlines(), COLUMNS, strict=False):
         total += (real := feature_bytes(cache, column))
-        assert line == f"{column:12} would encode 10 samples, about {size(real)}: 10 not in the cache yet"
-    assert result.stdout.splitlines()[-1] == f"{'total':12} about {size(total)}; nothing was written"
+        assert line == f"{column:12} would encode 10 samples, about {size(real)} of features: 10 not in the cache yet"
+    assert result.stdout.splitlines()[-1] == f"{'total':12} about {size(total)} of features; nothing was written"
 
 
 def test_the_estimate_of_a_dry_run_is_exact_for_every_dtype(
@@ -357,7 +357,7 @@ def test_a_dry_run_leaves_out_what_cannot_be_encoded(encode: Encode, start: tupl
     edit_rows(dataset, lambda rows: rows.append({"file_name": "nowhere.png", "text": "not here"}))
     result = done(encode(dataset, cache, "--dry-run"), code=3)
     one = size(feature_bytes(cache, "image") // 10)
-    assert f"{'image':12} would encode 1 samples, about {one}: 1 not in the cache yet" in result.stdout
+    assert f"{'image':12} would encode 1 samples, about {one} of features: 1 not in the cache yet" in result.stdout
     assert "nowhere.png: the file does not exist" in result.stderr
 
 
@@ -377,7 +377,7 @@ def test_a_dry_run_of_what_is_up_to_date_has_nothing_to_do(encode: Encode, start
     dataset, cache = start
     before = tree(cache), stamps(cache)
     for line in done(encode(dataset, cache, "--dry-run")).stdout.splitlines()[:3]:
-        assert line.endswith("would encode 0 samples, about 0 bytes: nothing to do")
+        assert line.endswith("would encode 0 samples, about 0 bytes of features: nothing to do")
     assert (tree(cache), stamps(cache)) == before
 
 
@@ -587,7 +587,7 @@ def test_verify_deep_names_the_file_and_the_sample_of_one_changed_byte(
     name = path.relative_to(cache)
     assert f"{name}: does not match its sha256: samples '{sample}' are damaged" in result.stdout
     assert "1 faults in 12 files" in result.stdout
-    assert "copy the cache again, or encode into a new folder" in result.stdout
+    assert "copy those files again, or remove the commits of their" in result.stdout
 
 
 def test_verify_names_files_that_are_cut_or_missing(start: tuple[Path, Path]) -> None:

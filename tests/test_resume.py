@@ -307,7 +307,9 @@ def test_resume_refuses_a_cache_that_has_grown(
     with open(tmp_path / "pictures" / "metadata.jsonl", "a") as file:
         file.write('{"file_name": "zebra.webp", "text": "not a zebra"}\n')
     encode_tiny(tmp_path / "cache", tmp_path / "pictures", tiny_prior, tiny_decoder)
-    with pytest.raises(KcacheError, match=r"made with snapshot .*; the cache changed since; start a new run"):
+    with pytest.raises(
+        KcacheError, match=r"made with snapshot .*; the cache is another or has changed; start a new run"
+    ):
         resume(config)
 
 
@@ -397,3 +399,37 @@ def test_a_checkpoint_holds_tensors_and_json_only(straight: Path, stage: str) ->
     component = component_of(stage)
     assert files == {"state.json", "optimizer.pt", f"{component}/config.json", f"{component}/{WEIGHTS}"}
     assert load_optimizer(folder)["state"]
+
+
+def test_a_folder_that_was_being_exchanged_when_the_run_was_killed_comes_back(tmp_path: Path) -> None:
+    from kcache.training.checkpointing import recover
+
+    for name in (".old-prior", ".old-checkpoint-2", "checkpoint-2", ".tmp-checkpoint-4"):
+        (tmp_path / name).mkdir()
+    recover(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "prior"]
+
+
+def test_adam_options_of_a_resumed_run_are_those_that_were_asked_for(
+    prior_run: Path, make: Make, tmp_path: Path
+) -> None:
+    shutil.copytree(prior_run, tmp_path / "out")
+    config = make("prior", tmp_path / "out", max_train_steps=4)
+    resume(config, adam_weight_decay=0.5, adam_beta1=0.1)
+    (last,) = (path for path in checkpoints(tmp_path / "out") if path.name == "checkpoint-4")
+    (group,) = torch.load(last / "optimizer.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert (group["weight_decay"], group["betas"][0]) == (0.5, 0.1)
+
+
+def test_the_result_of_a_run_is_a_checkpoint_to_begin_the_next_one_from(
+    prior_run: Path, make: Make, tiny_prior: Path, tmp_path: Path
+) -> None:
+    import json
+
+    first = make("prior", tmp_path / "first", max_train_steps=1)
+    train(first)
+    second = replace(
+        first, output_dir=str(tmp_path / "second"), pretrained_prior_model_name_or_path=str(tmp_path / "first")
+    )
+    train(second)
+    assert json.loads((tmp_path / "second" / "training.json").read_bytes())["trained_from"] == str(tiny_prior)

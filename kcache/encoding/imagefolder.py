@@ -77,18 +77,26 @@ def _walk(root: Path) -> tuple[dict[str, None], list[Path]]:
     """The relative names of all pictures (in a dict, for its fast ``in``), and the metadata files."""
     pictures: dict[str, None] = {}
     metadata = []
-    entered: set[Path] = set()
+    entered = {root.resolve()}
     for folder, folders, files in os.walk(root, followlinks=True):
-        # Links to folders are followed, and one that leads back to where the walk has been is not.
-        entered.add(Path(folder).resolve())
-        seen = (name for name in folders if not name.startswith(".") and Path(folder, name).resolve() not in entered)
-        folders[:] = sorted(seen)
+        folders[:] = _not_entered(Path(folder), folders, entered)
         for name in sorted(files):
             if name in METADATA:
                 metadata.append(Path(folder, name))
             elif os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
                 pictures[_relative(root, Path(folder, name))] = None
     return pictures, metadata
+
+
+def _not_entered(folder: Path, names: list[str], entered: set[Path]) -> list[str]:
+    """The folders to go on into: links too, after the real folders beside them, and none for a second time."""
+    fresh = []
+    for name in sorted(names, key=lambda name: ((folder / name).is_symlink(), name)):
+        target = (folder / name).resolve()
+        if not name.startswith(".") and target not in entered:
+            entered.add(target)
+            fresh.append(name)
+    return fresh
 
 
 def _relative(root: Path, path: Path) -> str:

@@ -1,6 +1,7 @@
 """A ``datasets`` table: saved in a folder, or on the hub. A row's id is the sha256 of its image."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def open_hub(name: str, options: DatasetOptions) -> Table:
     """A dataset on the hub, by name."""
     from datasets import load_dataset
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         loaded = load_dataset(name, options.config_name, split=options.split, cache_dir=options.cache_dir)
     except Exception as error:  # datasets raises a different class for each way of not finding one.

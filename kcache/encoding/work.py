@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kcache.shards import Cache, Column, layout
+from kcache.shards import Cache, Column, Commit, DamageError, layout
 
 from .dataset import Dataset, Sample
 from .memory import Memory
@@ -61,12 +61,25 @@ def find_work(
                 _count_new(work, column, ids, rows, samples)
             else:
                 assert rows is not None
-                keys = cache.commit(column.name, shard, commits[column.name][shard]).keys
-                _compare_keys(work, column, rows, keys, samples)
+                commit = cache.commit(column.name, shard, commits[column.name][shard])
+                _refuse_lost(cache, commit)
+                _compare_keys(work, column, rows, commit.keys, samples)
         if missing or rows is None:
             work.tasks.append(ShardTask(shard, ids, tuple(missing), rows))
     _append_new(work, [s for s in dataset.samples if s.id not in known], cache, shard_size)
     return work
+
+
+def _refuse_lost(cache: Cache, commit: Commit) -> None:
+    """DamageError when a committed file is not there or not whole: to call its rows a hit would be a lie."""
+    path = cache.root / commit.file
+    size = path.stat().st_size if path.is_file() else None
+    if size != commit.bytes:
+        record = layout.commit(commit.column, commit.shard, commit.generation)
+        raise DamageError(
+            f"{path} {'is missing' if size is None else f'has {size:,} of {commit.bytes:,} bytes'}; copy it again, or"
+            f" remove {cache.root / record} and run the same command, which then encodes that shard again"
+        )
 
 
 def input_of(column: Column, row: SamplesRow) -> object:
@@ -129,6 +142,10 @@ def _compare_keys(
             counts["set aside"] += 1
         elif key != column.input_key(input_of(column, row)):
             counts["changed"] += 1
-            work.changed[row["id"]] = f"its '{column.name}' features were made from something else, or not at all"
+            work.changed[row["id"]] = (
+                f"it was gone when '{column.name}' was encoded"
+                if key is None
+                else f"its '{column.name}' features were made from something else"
+            )
         else:
             counts["hit"] += 1

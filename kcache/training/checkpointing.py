@@ -12,6 +12,8 @@ from kcache.shards import KcacheError, durable
 from kcache.shards.records import dump_record, load_record
 
 PREFIX = "checkpoint-"
+TEMPORARY, OLD = ".tmp-", ".old-"
+"""How the names of folders begin that are being written, or were there before."""
 _STATE, _TENSORS = "state.json", "optimizer.pt"
 
 
@@ -105,9 +107,9 @@ def refuse_other(path: Path, saved: TrainState, now: TrainState) -> None:
     """KcacheError naming the first thing that differs between a checkpoint and the run that would go on from it."""
     remedies = {
         "stage": "resume it with the other trainer",
-        "snapshot": "the cache changed since; start a new run in another --output-dir",
+        "snapshot": "the cache is another or has changed; start a new run in another --output-dir",
         "columns": "give the --resolution it was trained at",
-        "samples": "the cache changed since; start a new run in another --output-dir",
+        "samples": "the cache is another or has changed; start a new run in another --output-dir",
         "global_batch": "choose --train-batch-size and --gradient-accumulation-steps so that their product, times the"
         " number of processes, is the same",
         "seed": "leave --seed out, or give the same",
@@ -115,14 +117,24 @@ def refuse_other(path: Path, saved: TrainState, now: TrainState) -> None:
     for name, remedy in remedies.items():
         old, new = getattr(saved, name), getattr(now, name)
         if old != new:
-            raise KcacheError(f"{path} was made with {name} {old} and this run has {new}; {remedy}")
+            shown = [value[:12] if name == "snapshot" else value for value in (old, new)]
+            raise KcacheError(f"{path} was made with {name} {shown[0]} and this run has {shown[1]}; {remedy}")
+
+
+def recover(output_dir: Path) -> None:
+    """Clear up after a run that was killed while it wrote: finish the exchange of a folder, drop a half-written one."""
+    for aside in output_dir.glob(f"{OLD}*"):
+        name = output_dir / aside.name.removeprefix(OLD)
+        shutil.rmtree(aside) if name.exists() else os.rename(aside, name)
+    for half in output_dir.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(half) if half.is_dir() else half.unlink()
 
 
 class whole_folder:  # noqa: N801  (used as a function)
     """A context in which a folder is filled; it gets its name only when all that is in it lies on stable storage."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".tmp-{path.name}")
+        self.path, self.temporary = path, path.with_name(f"{TEMPORARY}{path.name}")
 
     def __enter__(self) -> Path:
         shutil.rmtree(self.temporary, ignore_errors=True)
@@ -144,7 +156,7 @@ class whole_folder:  # noqa: N801  (used as a function)
             # safetensors writes for its owner alone; a model is shared as the folder around it is.
             file.chmod(self.temporary.stat().st_mode & 0o666)
         durable.sync_tree(self.temporary)
-        replaced = self.path.with_name(f".old-{self.path.name}")
+        replaced = self.path.with_name(f"{OLD}{self.path.name}")
         shutil.rmtree(replaced, ignore_errors=True)
         if self.path.exists():
             os.rename(self.path, replaced)

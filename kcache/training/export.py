@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import DECODER, PRIOR
+from kcache.checkpoints import DECODER, PRIOR, Checkpoint
 from kcache.shards import durable
 
 from .checkpointing import whole_folder
@@ -13,6 +13,7 @@ from .stages import Stage
 
 def save_result(output_dir: Path, model: Any, stage: Stage, trained_from: str, options: dict[str, Any]) -> None:
     """Write ``prior/`` or ``unet/``, ``training.json`` and ``README.md``, each whole or not at all."""
+    trained_from = Checkpoint(trained_from).base().name_or_path
     if Path(trained_from).is_dir():
         trained_from = str(Path(trained_from).resolve())  # so that the result works from any folder
     with whole_folder(output_dir / stage.subfolder) as folder:
@@ -37,19 +38,20 @@ tags: [kandinsky-2-2, text-to-image, kcache]
 Trained from `{trained_from}` for {trained}; all options are in `training.json`.
 
 ```python
-{usage(str(output_dir), stage, trained_from)}
+{usage(str(output_dir.resolve()), stage, trained_from, options.get("resolution") or 512)}
 ```
 """
 
 
-def usage(output_dir: str, stage: str, trained_from: str) -> str:
+def usage(output_dir: str, stage: str, trained_from: str, side: int) -> str:
     """The Python lines that make a picture with what was trained, for a checkpoint in a folder or on the hub."""
-    return _USAGE[stage].format(output_dir=output_dir, trained_from=trained_from, prior=PRIOR, decoder=DECODER)
+    lines = _USAGE[stage].format(output_dir=output_dir, trained_from=trained_from, prior=PRIOR, decoder=DECODER)
+    return lines.replace("SIDE", str(side))
 
 
 _PIPELINES = """
 image_embeds, negative_image_embeds = prior("a red fox").to_tuple()
-images = decoder(image_embeds=image_embeds, negative_image_embeds=negative_image_embeds, height=512, width=512).images
+images = decoder(image_embeds=image_embeds, negative_image_embeds=negative_image_embeds, height=SIDE, width=SIDE).images
 images[0].save("fox.png")"""
 
 _USAGE = {

@@ -42,6 +42,7 @@ class Feeder:
         self._stopped = True
         self._free.put(None)
         self._thread.join()
+        self._source.close()
 
     def __iter__(self) -> Iterator[Buffers]:
         while (item := self._ready.get()) is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kcache.progress import logger
 from kcache.shards import Stream
 
 from .objectives import Batch
@@ -135,6 +136,7 @@ def finish_step_on_signal() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
+        logger.warning("finishing the update and writing a checkpoint; a second signal would abandon both")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -63,8 +63,8 @@ class TrainingRun:
             checkpointing.refuse_other(resumed, saved, self.state)
             checkpointing.load_weights(resumed, stage.subfolder, stage.model)
             self.state = saved
-        per_epoch = len(snapshot) / self.geometry.global_batch
-        self.max_steps = config.max_train_steps or math.ceil(config.num_train_epochs * per_epoch)
+        wanted = config.num_train_epochs * len(snapshot)
+        self.max_steps = config.max_train_steps or -(-wanted // self.geometry.global_batch)
         self._prepare(resumed)
 
     def train(self, output_dir: Path) -> TrainReport:
@@ -94,19 +94,26 @@ class TrainingRun:
                     self._save_checkpoint(step)
 
             def logged(now: Progress) -> None:
+                if not math.isfinite(now.loss):
+                    raise KcacheError(
+                        f"the loss is {now.loss} at update {now.step:,} (learning rate {now.learning_rate:.2e});"
+                        f" nothing was saved after the last checkpoint in {output_dir}: go on from there with a lower"
+                        " --learning-rate"
+                    )
                 self._record(asdict(now))
                 progress.set_postfix_str(
                     f"loss {now.loss:.4f}, lr {now.learning_rate:.2e}, {now.samples_per_second:,.1f} samples/s",
                     refresh=False,
                 )
 
-            done = self.loop.run(
-                iter(feeder), first, self.max_steps, After(update, logged, lambda _: self._agree(asked_to_stop()))
-            )
-        finished = done == self.max_steps
-        last_saved = self._save_checkpoint(done) if not finished or done % config.checkpointing_steps == 0 else None
-        if finished and main:  # before the last probe: what was trained is safe first
-            save_result(output_dir, self.model, self.stage, checkpoint_name(config), asdict(config))
+            stop = After(update, logged, lambda step: self._agree(step, asked_to_stop()))
+            done = self.loop.run(iter(feeder), first, self.max_steps, stop)
+            finished = done == self.max_steps
+            # Still inside: a signal now must not cut short what saves the run. And before the last probe.
+            last_saved = self._save_checkpoint(done)
+            if finished and main:
+                options = asdict(config) | {"seed": self.state.seed}
+                save_result(output_dir, self.model, self.stage, checkpoint_name(config), options)
         last_probe = self._probe(done) if finished else None
         return TrainReport(
             output_dir=str(output_dir),
@@ -161,8 +168,9 @@ class TrainingRun:
         if resumed:
             tensors = checkpointing.load_tensors(resumed)
             optimizer.load_state_dict(tensors["optimizer"])
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = config.learning_rate
+            for group in optimizer.param_groups:  # the state is the checkpoint's; what was asked for is this run's
+                group |= {"lr": config.learning_rate, "initial_lr": config.learning_rate, "eps": config.adam_epsilon}
+                group |= {"betas": (config.adam_beta1, config.adam_beta2), "weight_decay": config.adam_weight_decay}
             if self.accelerator.scaler is not None and "scaler" in tensors:
                 self.accelerator.scaler.load_state_dict(tensors["scaler"])
         self.loop = Loop(
@@ -211,10 +219,12 @@ class TrainingRun:
         self._record({"step": step, "probe_loss": loss})
         return loss
 
-    def _agree(self, asked: bool) -> bool:
-        """Whether any process was asked to stop: all must stop after the same update."""
+    def _agree(self, step: int, asked: bool) -> bool:
+        """Whether any process was asked to stop: all must stop after the same update, so they ask when they log."""
         if self.accelerator.num_processes == 1:
             return asked
+        if step % self.config.logging_steps:
+            return False
         flag = torch.tensor(float(asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 

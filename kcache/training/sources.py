@@ -35,6 +35,9 @@ class Source(Protocol):
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
         """Read a micro-batch, of as many samples as ``buffers`` have or fewer, and return it as views of them."""
 
+    def close(self) -> None:
+        """Close the files that were read; the source may be used again."""
+
 
 class PriorSource:
     """image_embeds, text_embeds, hidden_states, lengths, noise and timesteps for the prior."""
@@ -85,6 +88,11 @@ class PriorSource:
         _draw(self._draws, buffers, batch, self._timesteps)
         return {**_first(buffers, len(rows)), "hidden_states": hidden}
 
+    def close(self) -> None:
+        """Close the files of both columns."""
+        self._text.close()
+        self._image.close()
+
     def _caption(self, step: int, slot: int, position: int) -> tuple[int, int, int]:
         """Which caption of a sample is drawn, and where its tokens begin and end."""
         count = int(self._captions[position])
@@ -134,6 +142,11 @@ class DecoderSource:
             self._image.read_into(position, "image_embeds", images[i])
         _draw(self._draws, buffers, batch, self._timesteps)
         return _first(buffers, len(batch.positions))
+
+    def close(self) -> None:
+        """Close the files of both columns."""
+        self._latents.close()
+        self._image.close()
 
 
 class _Allocator(Protocol):

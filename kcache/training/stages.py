@@ -146,7 +146,7 @@ def _require_encoder(cache: Cache, checkpoint: Checkpoint, column: Column, subfo
 
     from kcache.fingerprints import weights_sha256
 
-    folder = Path(checkpoint.name_or_path) / subfolder
+    folder = Path(checkpoint.base().name_or_path) / subfolder
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     groups: dict[str, list[Path]] = {}
     for file in files:  # Each variant is a set of weights of its own; the column may have been made with any.

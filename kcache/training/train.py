@@ -1,14 +1,17 @@
 """A training run: from a cache and a checkpoint to a trained component that loads in diffusers."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from kcache.devices import default_device
 from kcache.progress import logger
-from kcache.shards import Cache, KcacheError, Snapshot
+from kcache.shards import Cache, KcacheError, Snapshot, UsageError, layout
 
 from . import checkpointing
 from .config import DecoderConfig, PriorConfig
@@ -26,6 +29,11 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
     accelerator = _make_accelerator(config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    with _alone_in(output_dir, accelerator):
+        return _train(config, accelerator, cache, output_dir)
+
+
+def _train(config: PriorConfig | DecoderConfig, accelerator: Any, cache: Cache, output_dir: Path) -> TrainReport:
     resumed = _find_resumed(config, output_dir)
     stage = make_stage(config, cache)
     snapshot = Snapshot(cache, stage.columns, partial=config.partial)
@@ -35,6 +43,33 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
         )
     run = TrainingRun(config, accelerator, stage, snapshot, resumed)
     return run.train(output_dir)
+
+
+@contextmanager
+def _alone_in(output_dir: Path, accelerator: Any) -> Iterator[None]:
+    """Hold the lock of ``output_dir``: two runs in one folder would overwrite each other's checkpoints."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield
+        return
+    for path in (output_dir, *output_dir.parents):
+        if path.is_file():
+            raise KcacheError(f"{path} is a file; name a folder with --output-dir")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise KcacheError(f"another run is writing to {output_dir}; name another --output-dir") from None
+    try:
+        checkpointing.recover(output_dir)
+        accelerator.wait_for_everyone()
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        if not any(output_dir.iterdir()):
+            output_dir.rmdir()  # refused before anything was written: leave nothing behind
 
 
 def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
@@ -55,22 +90,24 @@ def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
 
 
 def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path | None:
-    for path in (output_dir, *output_dir.parents):
-        if path.is_file():
-            raise KcacheError(f"{path} is a file; name a folder with --output-dir")
+    if (output_dir / layout.ROOT_RECORD).exists():
+        raise UsageError(f"{output_dir} is a cache; name another folder with --output-dir")
     if config.resume_from_checkpoint:
         found = checkpointing.find_checkpoint(output_dir, config.resume_from_checkpoint)
-        if found is None:
-            logger.info("no checkpoint in %s yet: starting a new run", output_dir)
-        return found
-    old = [
-        p.name
-        for p in (*checkpointing.checkpoints(output_dir), output_dir / "prior", output_dir / "unet")
-        if p.exists()
-    ]
+        if found is not None:
+            return found
+    old = [p.name for p in (*checkpointing.checkpoints(output_dir), output_dir / "prior", output_dir / "unet")]
+    old = [name for name in old if (output_dir / name).exists()]
+    if old and config.resume_from_checkpoint:
+        raise KcacheError(
+            f"{output_dir} holds a result ({old[0]}) and no checkpoint to go on from; start from it in another folder"
+            f" with --pretrained-{'prior' if old[0] == 'prior' else 'decoder'}-model-name-or-path {output_dir}"
+        )
     if old:
         raise KcacheError(
             f"{output_dir} already holds a run ({', '.join(old[:3])}); go on with --resume-from-checkpoint latest,"
             " or name another --output-dir"
         )
+    if config.resume_from_checkpoint:
+        logger.info("no checkpoint in %s yet: starting a new run", output_dir)
     return None
