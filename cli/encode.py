@@ -138,10 +138,8 @@ def _next_commands(config: "EncodeConfig") -> list[str]:
 def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What a reader of the summary may have to act on."""
     if report.work.gone:
-        gone = len(report.work.gone)
-        click.echo(
-            f"{gone:,} samples are gone from the dataset; the cache keeps them and training uses them.", err=True
-        )
+        gone = f"{len(report.work.gone):,} samples are gone from the dataset"
+        click.echo(f"{gone}; the cache keeps them and training uses them.", err=True)
     if report.cut_captions:
         click.echo(
             f"{report.cut_captions:,} captions are longer than 77 tokens and were cut, as in the reference.", err=True
