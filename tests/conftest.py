@@ -14,6 +14,9 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from commands import Encode
+    from folders import Train
+
     from kcache.shards import Cache
 
 # The same examples every time: a test that fails once fails again.
@@ -92,3 +95,54 @@ def tar_cache(tmp_path: Path) -> "Cache":
     from toy_cache import make_cache
 
     return make_cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def encode(tiny_prior: Path, tiny_decoder: Path) -> "Encode":
+    """``encode(dataset, cache, *options)`` with the tiny encoders."""
+    from commands import encode_with
+
+    return encode_with(tiny_prior, tiny_decoder)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A folder with three good pictures, without captions yet."""
+    from folders import picture, write
+
+    for i, name in enumerate("abc"):
+        write(tmp_path / "dataset" / f"{name}.png", picture((20 + i, 24)))
+    return tmp_path / "dataset"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_prior: Path, tiny_decoder: Path) -> Path:
+    """A cache with all three columns of the ten pictures; tests that change it copy it."""
+    from commands import done, encode_with
+
+    cache = tmp_path_factory.mktemp("whole") / "cache"
+    done(encode_with(tiny_prior, tiny_decoder)(pictures, cache))
+    return cache
+
+
+@pytest.fixture
+def train(tiny_prior: Path, tiny_decoder: Path, tmp_path: Path) -> "Train":
+    """``train(stage, cache, *options)`` for one update from the tiny checkpoints."""
+
+    from commands import kcache
+
+    def run(stage: str, cache: Path, *options: object, checkpoint: Path | None = None) -> Any:
+        name = f"--pretrained-{stage}-model-name-or-path"
+        default = {"prior": tiny_prior, "decoder": tiny_decoder}[stage]
+        resolution = ["--resolution=32"] if stage == "decoder" and "--resolution" not in options else []
+        fixed = ["--max-train-steps=1", "--seed=0", "--output-dir", tmp_path / "out", name, checkpoint or default]
+        return kcache("train", stage, cache, *fixed, *resolution, *options)
+
+    return run
+
+
+@pytest.fixture
+def nothing_trained(tmp_path: Path) -> Iterator[None]:
+    """After the test, no result lies in the output folder."""
+    yield
+    assert not list(tmp_path.glob("out/prior")) + list(tmp_path.glob("out/unet"))

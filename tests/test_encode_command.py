@@ -39,12 +39,6 @@ def everywhere(counts: dict[str, int]) -> dict[str, dict[str, int]]:
     return dict.fromkeys(COLUMNS, counts)
 
 
-@pytest.fixture
-def encode(tiny_prior: Path, tiny_decoder: Path) -> Encode:
-    """``encode(dataset, cache, *options)`` with the tiny encoders."""
-    return encode_with(tiny_prior, tiny_decoder)
-
-
 @pytest.fixture(scope="module")
 def first(
     tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_prior: Path, tiny_decoder: Path

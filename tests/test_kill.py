@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Encode, checkpoint_options, copy_old, done, encode_with, kcache, refused, tree
+from commands import Encode, checkpoint_options, copy_old, done, kcache, refused, tree
 from support import ids
 
 from kcache.shards import Cache, durable
@@ -44,12 +44,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_prior:
     for kind, answer in answers.items():
         assert set(answer["codes"]) == {0}, f"{kind}: {ran.stderr}"
     return folder, answers
-
-
-@pytest.fixture
-def encode(tiny_prior: Path, tiny_decoder: Path) -> Encode:
-    """``encode(dataset, cache, *options)`` with the tiny encoders."""
-    return encode_with(tiny_prior, tiny_decoder)
 
 
 def stored(cache: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from kcache.progress import logger
 from kcache.shards.errors import KcacheError, UsageError
 
 from . import tables
@@ -25,6 +26,7 @@ def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
     elif path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise KcacheError(f"dataset {name_or_path} does not exist; name a folder of pictures, or a dataset on the hub")
     else:
+        logger.info("there is no folder %s here: asking the hub for a dataset of that name", name_or_path)
         dataset = tables.open_hub(name_or_path, options)
     if not dataset.samples:
         raise KcacheError(f"dataset {name_or_path} is empty: it has no picture that kcache can see; name another")

@@ -1,0 +1,365 @@
+"""A dataset that is wrong in some way gets a sentence, and what can be encoded is."""
+
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Encode, counted, done, kcache, refused
+from folders import picture, set_aside, write, write_rows
+from PIL import Image
+from support import features, ids
+from tiny import LONG_CAPTION
+
+from kcache.shards import Cache
+
+NAMES = (
+    "a b.png",
+    "a.b..c.png",
+    'it\'s a "quote".png',
+    "日本語 ärger 🦊.png",
+    "-dash.png",
+    "#hash?&*[1].png",
+    "two\nlines\u2028three.png",
+    "tab\there.png",
+    "UPPER.PNG",
+    "per%20cent.png",
+    "back\\slash.png",
+    "folder with space/ü.png",
+    "x.tar.png",
+    "000000000.text_embeds.npy.png",
+)
+
+
+# --- datasets that are not there, or hold nothing
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "no/such/folder"])
+def test_a_dataset_that_does_not_exist_is_named(encode: Encode, tmp_path: Path, name: str) -> None:
+    said = refused(encode(name, tmp_path / "cache"))
+    assert said == f"dataset {name} does not exist; name a folder of pictures, or a dataset on the hub"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["no-such-dataset", "nobody/no-such-dataset"])
+def test_a_dataset_on_the_hub_that_cannot_be_reached_is_one_sentence(encode: Encode, tmp_path: Path, name: str) -> None:
+    said = refused(encode(name, tmp_path / "cache"))
+    assert said.startswith(f"dataset {name} is not a folder, and could not be had from the hub (")
+    assert said.endswith("; check the name and the connection, or name a folder of pictures")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dataset_whose_name_is_empty_is_not_the_current_folder(encode: Encode, tmp_path: Path) -> None:
+    assert refused(encode("", tmp_path / "cache"), code=2).startswith("the dataset's name is empty")
+
+
+def test_an_empty_dataset_is_refused(encode: Encode, tmp_path: Path) -> None:
+    write(tmp_path / "empty" / "notes.txt", b"no picture here")
+    said = refused(encode(tmp_path / "empty", tmp_path / "cache"))
+    assert said == f"dataset {tmp_path / 'empty'} is empty: it has no picture that kcache can see; name another"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dataset_that_is_a_file_is_refused(encode: Encode, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.png", picture())
+    assert refused(encode(file, tmp_path / "cache")).startswith(f"dataset {file} is a file; name a folder of pictures")
+
+
+# --- rows and files that do not belong together
+
+
+def test_a_row_without_its_file_and_a_file_without_its_row_are_set_aside(
+    encode: Encode, dataset: Path, tmp_path: Path
+) -> None:
+    write_rows(dataset, {"a.png": "one", "b.png": "two", "lost.png": "three"})
+    result = done(encode(dataset, tmp_path / "cache"), code=3)
+    reasons = {"c.png": "it has no row in the metadata", "lost.png": "the file does not exist"}
+    assert "Encoded text 2, image 2, latents-32 2 in " in result.stdout
+    assert "Set aside 2 samples (exit code 3):" in result.stderr
+    for name, reason in reasons.items():
+        assert f"  {name}: {reason}\n" in result.stderr
+    assert set_aside(tmp_path / "cache") == reasons
+    assert set(features(Cache(tmp_path / "cache"), "image")) == {"a.png", "b.png"}
+
+
+def test_what_was_set_aside_is_said_again_by_the_next_run(encode: Encode, dataset: Path, tmp_path: Path) -> None:
+    write_rows(dataset, {"a.png": "one", "b.png": None, "c.png": [], "lost.png": "three"})
+    done(encode(dataset, tmp_path / "cache"), code=3)
+    result = done(encode(dataset, tmp_path / "cache"), code=3)
+    assert counted(result)["image"] == {"hit": 1, "changed": 0, "new": 0, "gone": 0, "set aside": 3}
+    assert "  b.png: its metadata row has no caption\n" in result.stderr
+    assert "  c.png: its metadata row has no caption\n" in result.stderr
+
+
+def test_more_than_ten_samples_set_aside_are_listed_by_info(encode: Encode, tmp_path: Path) -> None:
+    for i in range(12):
+        write(tmp_path / "dataset" / f"{i:02}.png", picture())
+    result = done(encode(tmp_path / "dataset", tmp_path / "cache"), code=3)
+    assert f"  and 2 more; 'kcache info {tmp_path / 'cache'} --set-aside' lists them" in result.stderr
+    reason = "it has no caption: neither metadata.jsonl, metadata.csv nor a .txt file beside it"
+    assert set_aside(tmp_path / "cache") == {f"{i:02}.png": reason for i in range(12)}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"file_name": "a.png", "text": "x"}\n{oops', ":2 is not JSON: Expecting property name"),
+        ('\n["a.png"]', ":2 is not a JSON object with file_name and a caption"),
+        ('{"text": "x"}', ":1 has no file_name (it has: 'text'); name the picture relative to the metadata file"),
+        ('{"file_name": "../x.png", "text": "x"}', ":1 names '../x.png', which lies outside of its folder"),
+        ('{"file_name": "/x.png", "text": "x"}', ":1 names '/x.png', which lies outside of its folder"),
+        ('{"file_name": "a.png", "prompt": "x", "n": 1}', ":1 has no column 'text' (it has: 'prompt', 'n'); choose"),
+        ('{"file_name": "a.png", "text": 5}', ":1: column 'text' is neither a caption nor a list of captions: 5"),
+        ('{"file_name": "a.png", "text": "\\ud800"}', ":1: column 'text' has half of a surrogate pair"),
+        ('{"file_name": "a.png", "text": "x"}\n{"file_name": "./a.png", "text": "y"}', ":2 names 'a.png', as "),
+    ],
+)
+def test_a_bad_row_of_metadata_jsonl_is_named_by_its_line(
+    encode: Encode, dataset: Path, tmp_path: Path, line: str, said: str
+) -> None:
+    (dataset / "metadata.jsonl").write_text(line + "\n")
+    assert refused(encode(dataset, tmp_path / "cache")).startswith(f"{dataset / 'metadata.jsonl'}{said}")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            "file_name,caption\na.png,x\n",
+            ":2 has no column 'text' (it has: 'caption'); choose one with --caption-column",
+        ),
+        ("file_name;text\na.png;x\n", ":2 has no file_name (it has: 'file_name;text')"),
+        ("file_name,text\na.png,a fox, orange\n", ":2 has 1 more cells than the header; put a caption that contains"),
+        ("file_name,text\na.png,x\na.png,y\n", ":3 names 'a.png', as "),
+        ("file_name,text\na.png," + "x" * 200_000 + "\n", ":1 is not CSV: field larger than field limit"),
+    ],
+)
+def test_a_bad_row_of_metadata_csv_is_named_by_its_line(
+    encode: Encode, dataset: Path, tmp_path: Path, table: str, said: str
+) -> None:
+    (dataset / "metadata.csv").write_text(table)
+    assert refused(encode(dataset, tmp_path / "cache")).startswith(f"{dataset / 'metadata.csv'}{said}")
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_metadata_that_is_not_utf_8_is_named(encode: Encode, dataset: Path, tmp_path: Path, name: str) -> None:
+    write(dataset / name, "file_name,text\na.png,café".encode("latin-1"))
+    said = refused(encode(dataset, tmp_path / "cache"))
+    assert said.startswith(f"{dataset / name} is not UTF-8 text: ")
+
+
+def test_a_caption_file_that_is_not_utf_8_sets_its_picture_aside(encode: Encode, dataset: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        write(dataset / f"{name}.txt", b"caf\xe9" if name == "b" else b"coffee")
+    done(encode(dataset, tmp_path / "cache"), code=3)
+    assert set_aside(tmp_path / "cache") == {"b.png": "its caption file b.txt is not UTF-8 text"}
+
+
+# --- pictures that are none
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty (0 bytes)"),
+        (b"this is a text file", "it is not a picture in a known format"),
+        (picture()[:30], "it is not a picture in a known format"),
+        (picture()[: len(picture()) // 2], "image file is truncated"),
+        (picture(kind="JPEG")[:900], "image file is truncated"),
+        (picture(kind="WEBP")[:900], ""),
+        (picture(kind="TIFF")[:900], ""),
+        (picture(kind="GIF")[:1900], ""),
+    ],
+    ids=["zero bytes", "text", "header", "half a png", "cut jpeg", "cut webp", "cut tiff", "cut gif"],
+)
+def test_an_unreadable_picture_is_set_aside_with_its_reason_and_the_others_are_encoded(
+    encode: Encode, dataset: Path, tmp_path: Path, data: bytes, reason: str
+) -> None:
+    write(dataset / "bad.png", data)
+    write_rows(dataset, dict.fromkeys(("a.png", "b.png", "c.png", "bad.png"), "a caption"))
+    result = done(encode(dataset, tmp_path / "cache"), code=3)
+    (name, said), *others = set_aside(tmp_path / "cache").items()
+    assert (name, others) == ("bad.png", [])
+    assert said.startswith(reason)
+    assert said
+    assert f"  bad.png: {said}\n" in result.stderr
+    for column in ("text", "image", "latents-32"):
+        assert set(features(Cache(tmp_path / "cache"), column)) == {"a.png", "b.png", "c.png"}
+    assert counted(done(encode(dataset, tmp_path / "cache"), code=3))["text"]["set aside"] == 1
+    done(kcache("verify", tmp_path / "cache", "--deep"))
+
+
+def test_a_picture_of_absurd_size_is_set_aside(encode: Encode, dataset: Path, tmp_path: Path) -> None:
+    bomb = bytearray(picture())
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    write(dataset / "bomb.png", bytes(bomb))
+    write_rows(dataset, dict.fromkeys(("a.png", "b.png", "c.png", "bomb.png"), "a caption"))
+    done(encode(dataset, tmp_path / "cache", "--columns", "image"), code=3)
+    assert set_aside(tmp_path / "cache")["bomb.png"].startswith("Image size (3600000000 pixels) exceeds limit")
+
+
+def test_what_pillow_warns_of_is_neither_shown_nor_a_fault_and_other_warnings_stay(
+    encode: Encode, dataset: Path, tmp_path: Path
+) -> None:
+    for i in range(12):  # of uneven sizes, so that the threads that decode them overlap
+        paletted = Image.new("P", (20 + 90 * (i % 4), 30))
+        paletted.save(dataset / f"paletted-{i}.png", transparency=bytes([9] * 3))
+    write_rows(dataset, {path.name: "a caption" for path in dataset.glob("*.png")})
+    before = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Palette images with Transparency", module="PIL")
+        result = done(encode(dataset, tmp_path / "cache", "--columns", "image", "--alpha", "drop", "--workers=4"))
+    assert "Palette" not in result.stderr
+    assert list(warnings.filters) == before
+
+
+def test_a_link_that_leads_nowhere_and_a_folder_named_as_a_picture_do_no_harm(
+    encode: Encode, dataset: Path, tmp_path: Path
+) -> None:
+    (dataset / "link.png").symlink_to("/no/such/picture.png")
+    (dataset / "folder.png").mkdir()
+    write_rows(dataset, dict.fromkeys(("a.png", "b.png", "c.png", "link.png", "folder.png"), "a caption"))
+    done(encode(dataset, tmp_path / "cache"), code=3)
+    assert set_aside(tmp_path / "cache") == {
+        "folder.png": "the file does not exist",
+        "link.png": "the file cannot be read: No such file or directory",
+    }
+
+
+# --- names and captions
+
+
+@pytest.mark.parametrize("container", ["tar", "h5"])
+def test_any_file_name_is_an_id_as_it_is(encode: Encode, tmp_path: Path, container: str) -> None:
+    dataset, cache = tmp_path / "data set", tmp_path / 'a cache\'s "name" ü'
+    for i, name in enumerate(NAMES):
+        write(dataset / name, picture((20 + i, 20)))
+    write_rows(dataset, {name: f"caption of {name}" for name in NAMES})
+    done(encode(dataset, cache, "--format", container))
+    assert sorted(ids(Cache(cache))) == sorted(NAMES)
+    for column in ("text", "image", "latents-32"):
+        assert set(features(Cache(cache), column)) == set(NAMES)
+    assert counted(done(encode(dataset, cache)))["image"]["hit"] == len(NAMES)
+    assert done(kcache("verify", cache, "--deep")).stdout.startswith("No fault")
+
+
+def test_a_file_name_that_is_no_text_is_named_and_refused(encode: Encode, dataset: Path, tmp_path: Path) -> None:
+    write(Path(os.fsdecode(os.fsencode(dataset) + b"/caf\xe9.png")), picture())
+    said = refused(encode(dataset, tmp_path / "cache"))
+    assert said == rf"the name of 'caf\udce9.png' in {dataset} is not valid UTF-8; rename the file"
+
+
+def test_two_files_with_the_same_stem_are_two_samples(encode: Encode, tmp_path: Path) -> None:
+    dataset, cache = tmp_path / "dataset", tmp_path / "cache"
+    for name in ("a.png", "a.jpg", "sub/a.png"):
+        kind = "JPEG" if name.endswith("jpg") else "PNG"
+        write(dataset / name, picture((20 + len(name), 20), kind))
+    for name, caption in (("a.txt", b"for both"), ("a.jpg.txt", b"of the photograph"), ("sub/a.txt", b"below")):
+        write(dataset / name, caption)
+    done(encode(dataset, cache))
+    rows = {row["id"]: row["captions"] for row in Cache(cache).samples(0)}
+    assert rows == {"a.jpg": ["of the photograph"], "a.png": ["for both"], "sub/a.png": ["below"]}
+    latents = features(Cache(cache), "latents-32")
+    assert not np.array_equal(latents["a.jpg"]["latents"], latents["a.png"]["latents"])
+
+
+def test_an_empty_caption_and_one_that_is_too_long_are_encoded_and_counted(
+    encode: Encode, dataset: Path, tmp_path: Path
+) -> None:
+    write_rows(dataset, {"a.png": "", "b.png": "  \n", "c.png": LONG_CAPTION})
+    result = done(encode(dataset, tmp_path / "cache"))
+    assert "2 captions are empty and were encoded as the empty prompt." in result.stderr
+    assert "1 captions are longer than 77 tokens and were cut, as in the reference." in result.stderr
+    lengths = {name: read["lengths"].tolist() for name, read in features(Cache(tmp_path / "cache"), "text").items()}
+    assert lengths == {"a.png": [2], "b.png": [2], "c.png": [77]}
+
+
+# --- tables of the datasets library
+
+
+def saved(folder: Path, **columns: Any) -> Path:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    kinds = Features({"image": ImageFeature(), "text": Value("string")}) if set(columns) == {"image", "text"} else None
+    Dataset.from_dict(columns, features=kinds).save_to_disk(str(folder))
+    return folder
+
+
+def test_rows_of_a_table_without_image_or_caption_are_set_aside(encode: Encode, tmp_path: Path) -> None:
+    images = [picture(), None, b"junk", picture((20, 20))]
+    values = [image and {"bytes": image, "path": None} for image in images]
+    table, cache = saved(tmp_path / "table", image=values, text=["a", "b", "c", None]), tmp_path / "cache"
+    done(encode(table, cache), code=3)
+    expected = {"row 1 has no image: it is empty", "row 3 has no caption", "it is not a picture in a known format"}
+    assert set(set_aside(cache).values()) == expected
+    assert len(features(Cache(cache), "image")) == 1
+    assert counted(done(encode(table, cache), code=3))["image"] == {
+        "hit": 1,
+        "changed": 0,
+        "new": 0,
+        "gone": 0,
+        "set aside": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--image-column", "picture"],
+            "has no column 'picture' (it has: 'photo', 'words', 'n'); choose one with --image",
+        ),
+        (
+            ["--image-column", "photo"],
+            "has no column 'text' (it has: 'photo', 'words', 'n'); choose one with --caption",
+        ),
+        (
+            ["--image-column", "n", "--caption-column", "words"],
+            "holds no images but Value('int64'); choose another with",
+        ),
+    ],
+)
+def test_a_column_that_a_table_lacks_is_answered_with_those_it_has(
+    encode: Encode, tmp_path: Path, options: list[str], said: str
+) -> None:
+    table = saved(tmp_path / "table", photo=[picture()], words=["x"], n=[1])
+    sentence = refused(encode(table, tmp_path / "cache", *options))
+    assert said in sentence
+    assert str(table) in sentence
+
+
+def test_a_saved_table_that_is_cut_is_named(encode: Encode, tmp_path: Path) -> None:
+    table = saved(tmp_path / "table", image=[{"bytes": picture(), "path": None}], text=["x"])
+    (arrow,) = table.glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:300])
+    said = refused(encode(table, tmp_path / "cache"))
+    assert said.startswith(f"dataset {table} does not load as a folder that save_to_disk wrote (")
+
+
+def test_a_pipe_named_as_a_picture_is_set_aside_and_not_waited_for(tmp_path: Path) -> None:
+    from kcache.encoding.dataset import DatasetOptions
+    from kcache.encoding.imagefolder import ImageFolder
+
+    os.mkfifo(tmp_path / "pipe.png")
+    folder = ImageFolder(tmp_path, DatasetOptions())
+    with pytest.raises(OSError, match="not a regular file"):
+        folder.read("pipe.png")
+
+
+def test_folders_are_followed_through_links_once(tmp_path: Path) -> None:
+    from kcache.encoding.dataset import DatasetOptions
+    from kcache.encoding.imagefolder import ImageFolder
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"")
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    (dataset / "linked").symlink_to(tmp_path / "elsewhere")
+    (dataset / "back").symlink_to(dataset)
+    assert [sample.id for sample in ImageFolder(dataset, DatasetOptions()).samples] == ["linked/a.png"]
