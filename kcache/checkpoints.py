@@ -115,9 +115,9 @@ class Component:
         if not files:
             have = ", ".join(sorted(p.name for p in self.folder.iterdir())) or "nothing"
             variant = f" of variant '{self.checkpoint.variant}'" if self.checkpoint.variant else ""
-            raise KcacheError(
-                f"{self.folder} has no safetensors weights{variant} (it has: {have}); kcache loads no pickled weights"
-            )
+            others = sorted({other for p in self.folder.glob("*.safetensors") if (other := _variant(p))})
+            remedy = f"choose them with --variant {others[0]}" if others else "kcache loads no pickled weights"
+            raise KcacheError(f"{self.folder} has no safetensors weights{variant} (it has: {have}); {remedy}")
         return files
 
     def identity(self) -> Record:

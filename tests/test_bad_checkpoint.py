@@ -213,3 +213,14 @@ def test_a_shard_that_was_lost_is_no_hit_and_is_encoded_again_without_its_commit
     commit.unlink()
     done(encode(pictures, cache))
     assert shard.read_bytes() == data
+
+
+def test_weights_of_another_variant_are_named_with_the_option_that_takes_them(
+    pictures: Path, tiny_prior: Path, tiny_decoder: Path, tmp_path: Path
+) -> None:
+    prior = shutil.copytree(tiny_prior, tmp_path / "prior")
+    for component in ("text_encoder", "image_encoder"):
+        (prior / component / "model.safetensors").rename(prior / component / "model.fp16.safetensors")
+    command = encode_with(prior, tiny_decoder)
+    assert refused(command(pictures, tmp_path / "cache")).endswith("; choose them with --variant fp16")
+    done(command(pictures, tmp_path / "cache", "--columns", "text", "image", "--variant", "fp16"))
