@@ -95,11 +95,7 @@ class TrainingRun:
 
             def logged(now: Progress) -> None:
                 if not math.isfinite(now.loss):
-                    raise KcacheError(
-                        f"the loss is {now.loss} at update {now.step:,} (learning rate {now.learning_rate:.2e});"
-                        f" nothing was saved after the last checkpoint in {output_dir}: go on from there with a lower"
-                        " --learning-rate"
-                    )
+                    raise self._diverged(f"the loss is {now.loss}", now.step)
                 self._record(asdict(now))
                 progress.set_postfix_str(
                     f"loss {now.loss:.4f}, lr {now.learning_rate:.2e}, {now.samples_per_second:,.1f} samples/s",
@@ -236,7 +232,17 @@ class TrainingRun:
             with open(path, "a") as file:
                 file.write(json.dumps(values) + "\n")
 
+    def _diverged(self, what: str, step: int) -> KcacheError:
+        rate = self.loop.schedule.get_last_lr()[0]
+        return KcacheError(
+            f"{what} at update {step:,} (learning rate {rate:.2e}); nothing was saved after the last checkpoint in"
+            f" {self.config.output_dir}: go on from there with a lower --learning-rate"
+        )
+
     def _save_checkpoint(self, step: int) -> Path | None:
+        # Losses are looked at when they are logged, which may be later than this: no checkpoint may hold a NaN.
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._diverged("a weight is no longer a finite number", step)
         self.state = replace(self.state, step=step)
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
