@@ -251,9 +251,9 @@ def test_a_result_without_a_checkpoint_is_never_trained_over(train: Train, whole
 def test_no_checkpoint_holds_a_weight_that_is_no_number(train: Train, whole: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    each_step = ["--learning-rate", "1e38", "--max-train-steps", "6", "--checkpointing-steps", "1"]
-    said = refused(train("prior", whole, *each_step, "--adam-weight-decay", "10", "--logging-steps", "50"))
-    assert said.startswith(("a weight is no longer a finite number at update ", "the loss is "))
+    each_step = ["--learning-rate", "1e30", "--max-train-steps", "6", "--checkpointing-steps", "1"]
+    said = refused(train("prior", whole, *each_step, "--logging-steps", "50"))
+    assert said.startswith("a weight is no longer a finite number at update ")
     for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
         weights = load_file(checkpoint / "prior" / "diffusion_pytorch_model.safetensors")
         assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
