@@ -118,14 +118,13 @@ def _print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
 
 def _next_commands(config: "EncodeConfig") -> list[str]:
     """The training commands that this cache has the columns for, with the checkpoints that it was encoded with."""
-    from kcache.checkpoints import DECODER, PRIOR
     from kcache.shards import Cache
 
     columns, cache = Cache(config.cache).column_names(), shlex.quote(config.cache)
     prior, decoder = config.pretrained_prior_model_name_or_path, config.pretrained_decoder_model_name_or_path
-    from_prior = "" if prior == PRIOR else f" --pretrained-prior-model-name-or-path {shlex.quote(prior)}"
-    from_decoder = "" if decoder == DECODER else f" --pretrained-decoder-model-name-or-path {shlex.quote(decoder)}"
-    latents = [f"latents-{n}" for n in config.resolution if f"latents-{n}" in columns]
+    from_prior = f" --pretrained-prior-model-name-or-path {shlex.quote(prior)}" if prior else ""
+    from_decoder = f" --pretrained-decoder-model-name-or-path {shlex.quote(decoder)}" if decoder else ""
+    latents = [f"latents-{n}" for n in config.resolution or (512,) if f"latents-{n}" in columns]
     commands = []
     if {"text", "image"} <= set(columns):
         commands.append(f"kcache train prior {cache} --output-dir my-prior{from_prior}")

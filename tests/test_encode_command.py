@@ -340,8 +340,8 @@ def test_the_estimate_of_a_dry_run_is_exact_for_every_dtype(
             "pretrained_decoder_model_name_or_path": str(tiny_decoder),
         }
         cache = tmp_path / store_dtype
-        estimate = encode(EncodeConfig(str(pictures), str(cache), **names, **options)).estimated_bytes
-        encode(EncodeConfig(str(pictures), str(cache), **names, **{**options, "dry_run": False}))
+        estimate = encode(EncodeConfig(dataset=str(pictures), cache=str(cache), **names, **options)).estimated_bytes
+        encode(EncodeConfig(dataset=str(pictures), cache=str(cache), **names, **{**options, "dry_run": False}))
         assert estimate == {column: feature_bytes(cache, column) for column in estimate}
 
 

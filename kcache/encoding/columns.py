@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kcache.checkpoints import Checkpoint
+from kcache.checkpoints import DECODER, PRIOR, Checkpoint
 from kcache.devices import find_device
 from kcache.shards import Cache, Column, UsageError
 
+from .config import DEFAULT_RESOLUTION, EncodeConfig
 from .encoders import STORE_DTYPES, Encoder, ImageColumn, LatentsColumn, Precision, TextColumn
 
 
@@ -51,6 +52,24 @@ def column_names(columns: Sequence[str], resolutions: Sequence[int]) -> list[str
         # `--columns latents --resolution 512 768` means all latents that are named by a resolution.
         names = [n for c in dict.fromkeys(columns) for n in (latents if c == "latents" else [c])]
     return list(dict.fromkeys(names))
+
+
+def make_encoders(config: EncodeConfig, cache: Cache | None) -> dict[str, Encoder]:
+    """The encoder of every column that ``config`` asks for. What it leaves open is as the cache has it."""
+
+    def checkpoint(name: str) -> Checkpoint:
+        return Checkpoint(name, config.revision, config.variant, config.cache_dir)
+
+    with_ = Encoders(
+        checkpoint(config.pretrained_prior_model_name_or_path or PRIOR),
+        checkpoint(config.pretrained_decoder_model_name_or_path or DECODER),
+        config.alpha or "white",
+        config.encode_dtype,
+        config.store_dtype,
+        config.device,
+    )
+    names = column_names(config.columns, config.resolution or (DEFAULT_RESOLUTION,))
+    return {name: make_encoder(name, with_, cache) for name in names}
 
 
 def make_encoder(name: str, with_: Encoders, cache: Cache | None) -> Encoder:

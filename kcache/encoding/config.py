@@ -2,36 +2,61 @@
 
 from dataclasses import dataclass
 
-from kcache.checkpoints import DECODER, PRIOR
+DEFAULT_SHARD_SIZE = 256
+"""Samples in a shard: about 20 MB of captions, embeddings and 512 px latents in fp16; a kill costs little more."""
+
+DEFAULT_RESOLUTION = 512
+"""Side of the pictures of a new cache, in pixels, as in the reference."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """What is encoded, with what, to where. None means: as the cache has it, or the default for a new one."""
+    """What is encoded, with what, to where. None or empty means: as the cache has it, or the default for a new one."""
 
     dataset: str
     cache: str
-    pretrained_prior_model_name_or_path: str = PRIOR
-    pretrained_decoder_model_name_or_path: str = DECODER
+
+    # The encoders.
+    pretrained_prior_model_name_or_path: str | None = None
+    pretrained_decoder_model_name_or_path: str | None = None
     revision: str | None = None
     variant: str | None = None
     cache_dir: str | None = None
-    resolution: tuple[int, ...] = (512,)
-    columns: tuple[str, ...] = ()
-    format: str | None = None
-    shard_size: int | None = None
-    batch_size: int = 16
     encode_dtype: str | None = None
     store_dtype: str | None = None
     device: str | None = None
-    alpha: str = "white"
-    image_column: str = "image"
-    caption_column: str = "text"
+    batch_size: int | None = None
+
+    # Which columns.
+    columns: tuple[str, ...] = ()
+    resolution: tuple[int, ...] = ()
+    flip: bool = False
+    buckets: bool = False
+    bucket_step: int | None = None  # 64 pixels
+    random_crops: int = 0
+    crop_scale: float | None = None  # from 0.8 of the largest square
+    crop_seed: int | None = None  # 0
+    caption_template: str | None = None
+    text_column: str | None = None
+    alpha: str | None = None
+
+    # The cache.
+    format: str | None = None
+    shard_size: int | None = None
+    replace_column: tuple[str, ...] = ()
+    prune: bool = False
+
+    # The dataset.
+    image_column: str | None = None
+    caption_column: str | None = None
+    id_column: str | None = None
+    where: str | None = None
     dataset_config_name: str | None = None
     split: str = "train"
+    streaming: bool = False
+    rehash: bool = False
+    max_pixels: int = 2**28
+    max_upscale: float = 2.0
+
     workers: int | None = None
     dry_run: bool = False
-
-
-DEFAULT_SHARD_SIZE = 256
-"""Samples in a shard: about 20 MB of captions, embeddings and 512 px latents in fp16; a kill costs little more."""

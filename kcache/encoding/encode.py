@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kcache.checkpoints import Checkpoint
 from kcache.progress import bar, logger
 from kcache.shards import Cache, Column, KcacheError, durable, layout
 from kcache.shards.cache import different_column, refuse_foreign_folder
 
-from .columns import Encoders, column_names, make_encoder
+from .columns import make_encoders
 from .config import DEFAULT_SHARD_SIZE, EncodeConfig
 from .dataset import Dataset, DatasetOptions
 from .encoders import Encoder, TextColumn
@@ -78,8 +77,8 @@ def encode(config: EncodeConfig) -> EncodeReport:
 
 def _dataset_options(config: EncodeConfig) -> DatasetOptions:
     return DatasetOptions(
-        image_column=config.image_column,
-        caption_column=config.caption_column,
+        image_column=config.image_column or "image",
+        caption_column=config.caption_column or "text",
         config_name=config.dataset_config_name,
         split=config.split,
         cache_dir=config.cache_dir,
@@ -105,18 +104,7 @@ def _open_cache(config: EncodeConfig) -> Cache | None:
 
 
 def _make_encoders(config: EncodeConfig, cache: Cache | None) -> dict[str, Encoder]:
-    def checkpoint(name: str) -> Checkpoint:
-        return Checkpoint(name, config.revision, config.variant, config.cache_dir)
-
-    with_ = Encoders(
-        checkpoint(config.pretrained_prior_model_name_or_path),
-        checkpoint(config.pretrained_decoder_model_name_or_path),
-        config.alpha,
-        config.encode_dtype,
-        config.store_dtype,
-        config.device,
-    )
-    encoders = {name: make_encoder(name, with_, cache) for name in column_names(config.columns, config.resolution)}
+    encoders = make_encoders(config, cache)
     for name, encoder in encoders.items():
         if cache and name in cache.column_names():
             existing = cache.column(name)
@@ -195,7 +183,7 @@ def _run(
     columns = {name: _write_column(cache, encoder, tasks) for name, encoder in encoders.items()}
     run = ShardEncoder(config, cache, dataset, encoders, columns, memory)
     pictures = [(task, sample) for task in tasks for sample in run.to_decode(task)]
-    ahead = 2 * config.batch_size + run.workers
+    ahead = 2 * run.batch_size + run.workers
     try:
         with (
             hushed_pillow(),

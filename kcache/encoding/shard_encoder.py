@@ -33,7 +33,7 @@ class ShardEncoder:
         self.cache, self.dataset, self.columns, self.memory = cache, dataset, columns, memory
         self.encoded = dict.fromkeys(columns, 0)
         self.set_aside: dict[str, str] = {}
-        self.alpha, self.batch_size = config.alpha, config.batch_size
+        self.alpha, self.batch_size = config.alpha or "white", config.batch_size or 16
         self.workers = config.workers or min(8, os.cpu_count() or 1)
         self.samples = {sample.id: sample for sample in dataset.samples}
         self.text = {n: e for n, e in encoders.items() if columns[n].reads == "captions"}
