@@ -1,10 +1,12 @@
 """The cache on disk: format, writer, reader, sample order, verification. numpy and h5py; no torch."""
 
-from .cache import Cache, Commit
+from .cache import Cache
 from .columns import Column, Field
+from .commits import Commit
 from .errors import CacheError, DamageError, KcacheError, UsageError
 from .order import Stream, permutation
 from .reader import ColumnReader, read_null
+from .rewrite import read_rows
 from .snapshot import Snapshot
 from .summary import ColumnSummary, Summary, summarize
 from .verify import Fault, Verification, verify
@@ -27,6 +29,7 @@ __all__ = [
     "Verification",
     "permutation",
     "read_null",
+    "read_rows",
     "summarize",
     "verify",
 ]

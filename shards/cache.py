@@ -1,38 +1,20 @@
 """A cache on disk: create or open it, read and extend its plan, columns and commits."""
 
-import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from . import durable, hdf5, layout, tar
-from .columns import Column
+from .columns import Column, differences
+from .commits import Commit, commit_of, digests, sha256
 from .errors import CacheError, DamageError
 from .index import dump_index
 from .records import Record, dump_lines, dump_record, load_lines, load_record
 
 _PACK = {"tar": tar.pack, "h5": hdf5.pack}
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The record that makes one shard file exist. ``keys`` has the input key of every row, None where set aside."""
-
-    column: str
-    shard: int
-    generation: int
-    file: str
-    bytes: int
-    sha256: str
-    rows: int
-    keys: tuple[str | None, ...]
-    index: Record | None = None
-
-    def to_record(self) -> Record:
-        """The content of the commit's file."""
-        return {**self.__dict__, "keys": list(self.keys)}
 
 
 class Cache:
@@ -85,9 +67,14 @@ class Cache:
                 raise DamageError(f"{self.root} lacks {layout.plan(shard)}; run 'kcache verify {self.root}'")
         return count
 
-    def ids(self, shard: int) -> list[str]:
-        """The ids of one shard's samples, in order."""
+    def planned_ids(self, shard: int) -> list[str]:
+        """The ids that one shard's samples had when they were added, in order."""
         return [str(line["id"]) for line in load_lines(self.root / layout.plan(shard))]
+
+    def ids(self, shard: int) -> list[str]:
+        """The ids of one shard's samples, in order: what the samples column calls them since a picture was renamed."""
+        generation = self.commits(layout.SAMPLES).get(shard)
+        return [row["id"] for row in self.samples(shard, generation)] if generation else self.planned_ids(shard)
 
     def extend_plan(self, ids: Sequence[str], first: int | None = None) -> None:
         """Append new samples; known ids keep their places. Killed in the middle and called again, it ends the same.
@@ -98,7 +85,10 @@ class Cache:
         first = self.shard_count if first is None else first
         for shard, start in enumerate(range(0, len(ids), self.shard_size), first):
             path, chunk = self.root / layout.plan(shard), list(ids[start : start + self.shard_size])
-            if not durable.put_if_absent(path, dump_lines({"id": i} for i in chunk)) and self.ids(shard) != chunk:
+            if (
+                not durable.put_if_absent(path, dump_lines({"id": i} for i in chunk))
+                and self.planned_ids(shard) != chunk
+            ):
                 raise CacheError(
                     f"another process planned other samples into {path}; run the command again to go on from its plan"
                 )
@@ -112,14 +102,28 @@ class Cache:
 
     def column_names(self) -> list[str]:
         """The feature columns whose record exists, sorted."""
-        return sorted(p.stem for p in (self.root / "columns").glob("*.json") if layout.is_column_name(p.stem))
+        return sorted(self._editions())
+
+    def _editions(self) -> dict[str, int]:
+        """The latest edition of every feature column."""
+        editions: dict[str, int] = {}
+        folder = self.root / layout.COLUMNS
+        for file in os.listdir(folder) if folder.is_dir() else ():
+            if parsed := layout.parse_column(file):
+                editions[parsed[0]] = max(editions.get(parsed[0], 0), parsed[1])
+        return editions
+
+    def stem(self, name: str) -> str:
+        """What the files of a column's latest edition are named after."""
+        return layout.stem(name, self._editions().get(name, 1))
 
     def column(self, name: str) -> Column:
         """The record of one column; CacheError naming those that exist when ``name`` is not among them."""
-        if name not in self.column_names():
-            have = ", ".join(self.column_names()) or "none"
+        editions = self._editions()
+        if name not in editions:
+            have = ", ".join(sorted(editions)) or "none"
             raise CacheError(f"{self.root} has no column '{name}' (it has: {have}); add it with 'kcache encode'")
-        return Column.from_record(load_record(self.root / layout.column(name)))
+        return Column.from_record(load_record(self.root / layout.column(layout.stem(name, editions[name]))))
 
     def add_column(self, column: Column, null: tar.Row | None) -> Column:
         """Write a column's record and its null features unless they exist; returns the column as it stands on disk.
@@ -131,9 +135,22 @@ class Cache:
             if existing.fingerprint != column.fingerprint:
                 raise CacheError(different_column(self.root, existing, column))
             return existing
+        return self._put_column(column, null)
+
+    def replace_column(self, column: Column, null: tar.Row | None) -> Column:
+        """Begin a new edition of a column, made by another encoder; it has no shards yet.
+
+        The edition before it keeps its files, for those who read them; nobody finds it by name any more.
+        """
+        existing = self.column(column.name)
+        if existing.fingerprint == column.fingerprint:
+            return existing
+        return self._put_column(replace(column, edition=existing.edition + 1), null)
+
+    def _put_column(self, column: Column, null: tar.Row | None) -> Column:
         if null is not None:
-            column = Column(**{**column.__dict__, "null": self._put_null(column, null)})
-        if durable.put_if_absent(self.root / layout.column(column.name), dump_record(column.to_record())):
+            column = replace(column, null=self._put_null(column, null))
+        if durable.put_if_absent(self.root / layout.column(column.stem), dump_record(column.to_record())):
             return self.column(column.name)
         return self.add_column(column, None)  # Another process was first: its column must be this one.
 
@@ -142,69 +159,88 @@ class Cache:
         data, entries = _PACK[self.container]([null], column.fields, 0)
         index = dump_index(entries)
         # Named by their content: of two processes that race for a column, one wins with its own null features.
-        file, index_file = (layout.null(column.name, _sha256(data), suffix) for suffix in (self.container, "idx"))
+        file, index_file = (layout.null(column.stem, sha256(data), suffix) for suffix in (self.container, "idx"))
         durable.put_content(self.root / file, data)
         durable.put_content(self.root / index_file, index)
-        return {"file": file, **_digests(data), "index": {"file": index_file, **_digests(index)}}
+        return {"file": file, **digests(data), "index": {"file": index_file, **digests(index)}}
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
     def commits(self, name: str) -> dict[int, int]:
         """The current generation of every committed shard of a column, by shard."""
-        folder = self.root / layout.commits(name)
+        folder = self.root / layout.commits(self.stem(name))
         current: dict[int, int] = {}
         for path in folder.iterdir() if folder.is_dir() else ():
             if parsed := layout.parse_commit(path.name):
                 current[parsed[0]] = max(current.get(parsed[0], 0), parsed[1])
         return dict(sorted(current.items()))
 
+    def commit_path(self, name: str, shard: int, generation: int) -> Path:
+        """Where one commit of a column's latest edition lies."""
+        return self.root / layout.commit(self.stem(name), shard, generation)
+
     def commit(self, name: str, shard: int, generation: int) -> Commit:
         """One commit; DamageError where it is not whole or names a file outside the cache."""
-        path = self.root / layout.commit(name, shard, generation)
-        record = load_record(path)
-        try:
-            commit = Commit(**{**record, "keys": tuple(record["keys"])})
-            named = (commit.column, commit.shard, commit.generation) == (name, shard, generation)
-            files = [commit.file, *([commit.index["file"]] if commit.index else [])]
-        except (KeyError, TypeError) as error:
-            raise DamageError(f"{path} is not a commit that kcache wrote: {error}") from None
-        if not named or not all(layout.is_inside(str(file)) for file in files) or len(commit.keys) != commit.rows:
+        path = self.commit_path(name, shard, generation)
+        commit = Commit.from_record(load_record(path), path)
+        if (commit.column, commit.shard, commit.generation) != (name, shard, generation):
             raise DamageError(f"{path} names another shard than its own; run 'kcache verify {self.root}'")
         return commit
 
     def commit_features(
-        self, column: Column, shard: int, rows: Sequence[tar.Row | None], keys: Sequence[str | None]
+        self,
+        column: Column,
+        shard: int,
+        rows: Sequence[tar.Row | None],
+        keys: Sequence[str | None],
+        generation: int = 1,
     ) -> None:
-        """Write one shard file of a feature column with its index, then the commit that makes it exist."""
+        """Write one shard file of a feature column with its index, then the commit that makes it exist.
+
+        ``generation`` is one more than that of the commit which it takes the place of. CacheError where another process
+        committed other rows meanwhile.
+        """
         data, entries = _PACK[self.container](rows, column.fields, self.row_key(shard, 0))
         index = dump_index(entries)
-        file = layout.shard(column.name, shard, _sha256(data), self.container)
+        file = layout.shard(column.stem, shard, sha256(data), self.container)
         index_file = str(Path(file).with_suffix(".idx").as_posix())
         durable.put_content(self.root / file, data)
         durable.put_content(self.root / index_file, index)
-        self._commit(column.name, shard, file, data, keys, {"file": index_file, **_digests(index)})
+        reference = {"file": index_file, **digests(index)}
+        self._commit(commit_of(column.name, shard, generation, file, data, keys, reference), column.stem)
 
-    def commit_samples(self, shard: int, rows: Sequence[Record], keys: Sequence[str | None]) -> None:
-        """Write one shard of the samples column (captions, image sha256, size, or why it was set aside)."""
+    def commit_samples(
+        self, shard: int, rows: Sequence[Record], keys: Sequence[str | None], generation: int = 1
+    ) -> None:
+        """Write one shard of the samples column: a row has ``id``, ``captions``, ``sha256`` and what `samples` says."""
         data = dump_lines(rows)
-        file = layout.shard(layout.SAMPLES, shard, _sha256(data), "jsonl")
+        file = layout.shard(layout.SAMPLES, shard, sha256(data), "jsonl")
         durable.put_content(self.root / file, data)
-        self._commit(layout.SAMPLES, shard, file, data, keys, None)
+        self._commit(commit_of(layout.SAMPLES, shard, generation, file, data, keys), layout.SAMPLES)
 
-    def samples(self, shard: int, generation: int = 1) -> list[dict[str, Any]]:
-        """The samples column of one shard: ``id``, ``captions``, ``sha256``, ``width``, ``height`` or ``set_aside``."""
+    def samples(self, shard: int, generation: int | None = None) -> list[dict[str, Any]]:
+        """The samples column of one shard, as it is now or was at a generation.
+
+        A row has ``id``, ``captions`` and ``sha256``; ``width`` and ``height``, or the reason it was ``set_aside``;
+        ``removed`` once it was pruned.
+        """
+        if generation is None:
+            generation = self.commits(layout.SAMPLES).get(shard, 1)
         commit = self.commit(layout.SAMPLES, shard, generation)
         rows = load_lines(self.root / commit.file)
         if len(rows) != commit.rows:
             raise DamageError(f"{commit.file} has {len(rows):,} rows, its commit says {commit.rows:,}")
         return rows
 
-    def _commit(
-        self, name: str, shard: int, file: str, data: bytes, keys: Sequence[str | None], index: Record | None
-    ) -> None:
-        commit = Commit(name, shard, 1, file, len(data), _sha256(data), len(keys), tuple(keys), index)
+    def _commit(self, commit: Commit, stem: str) -> None:
         durable.failpoint("commit")
-        durable.put_if_absent(self.root / layout.commit(name, shard, 1), dump_record(commit.to_record()))
+        path = self.root / layout.commit(stem, commit.shard, commit.generation)
+        made = durable.put_if_absent(path, dump_record(commit.to_record()))
+        # Where another process was first it encoded the same rows, or the dataset was edited between the two.
+        if not made and tuple(load_record(path)["keys"]) != commit.keys:
+            raise CacheError(
+                f"another process committed other rows as {path}; run the command again to go on from there"
+            )
 
 
 def refuse_foreign_folder(root: Path) -> None:
@@ -224,28 +260,7 @@ def refuse_foreign_folder(root: Path) -> None:
 
 def different_column(root: Path, existing: Column, wanted: Column) -> str:
     """The sentence for a column that was encoded otherwise than is now asked, naming each difference."""
-    differences = []
-    for part in ("encoder", "preprocessing"):
-        old, new = getattr(existing, part), getattr(wanted, part)
-        differences += [
-            f"{k} is {old.get(k)!r}, not {new.get(k)!r}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
-        ]
-    if existing.encode_dtype != wanted.encode_dtype:
-        differences.append(f"encode dtype is {existing.encode_dtype}, not {wanted.encode_dtype}")
-    if existing.fields != wanted.fields:
-        old_fields = [f"{f.name} {f.dtype} {list(f.shape)}" for f in existing.fields]
-        differences.append(
-            f"fields are {old_fields}, not {[f'{f.name} {f.dtype} {list(f.shape)}' for f in wanted.fields]}"
-        )
     return (
-        f"column '{existing.name}' of {root} was encoded otherwise ({'; '.join(differences)});"
-        " encode with the same options, or into another cache folder"
+        f"column '{existing.name}' of {root} was encoded otherwise ({'; '.join(differences(existing, wanted))});"
+        f" encode with the same options, or make the column anew with --replace-column {existing.name}"
     )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _digests(data: bytes) -> Record:
-    return {"bytes": len(data), "sha256": _sha256(data)}

@@ -1,10 +1,13 @@
 """What one column holds: its fields, and the fingerprint of everything that shaped their values."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from . import layout
 from .errors import CacheError
 from .records import Record, digest
 
@@ -51,7 +54,8 @@ class Column:
     ``reads`` names the part of a sample that the features are made from, ``image`` or ``captions``. ``encoder`` (class,
     configuration, sha256 of the weights) and ``preprocessing`` are JSON values. ``null`` names the file of the null
     features with its digests, or is None for a column that has none. ``notes`` (where the weights came from, versions)
-    is for people and stands outside the fingerprint.
+    is for people and stands outside the fingerprint. ``edition`` counts how often the column was made anew by another
+    encoder; each edition has files of its own, so that two encoders never mix.
     """
 
     name: str
@@ -62,8 +66,9 @@ class Column:
     encode_dtype: str
     null: Record | None = None
     notes: Record = field(default_factory=dict)
+    edition: int = 1
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that shapes the stored values."""
         return digest(
@@ -75,9 +80,20 @@ class Column:
             }
         )
 
+    @property
+    def stem(self) -> str:
+        """What the files of this edition are named after."""
+        return layout.stem(self.name, self.edition)
+
     def input_key(self, source: object) -> str:
         """The key of one row: what it was made from (a JSON value), with the fingerprint. Equal key, equal features."""
         return digest([self.fingerprint, source])
+
+    def key_of(self, row: Mapping[str, Any]) -> str | None:
+        """The key that a row of the samples column has here, or None where it has no features (set aside, removed)."""
+        if "set_aside" in row or "removed" in row:
+            return None
+        return self.input_key(row["sha256"] if self.reads == "image" else row["captions"])
 
     def to_record(self) -> Record:
         """The content of ``columns/NAME.json``."""
@@ -97,3 +113,20 @@ class Column:
         if column.fingerprint != record.get("fingerprint"):
             raise CacheError(f"the record of column '{column.name}' has another fingerprint than its content")
         return column
+
+
+def differences(existing: Column, wanted: Column) -> list[str]:
+    """How a column that is wanted differs from the one that exists, each in a few words."""
+    found = []
+    if existing.encoder.get("weights") != wanted.encoder.get("weights"):
+        found.append("encoder weights differ")
+    for part in ("encoder", "preprocessing"):
+        old, new = getattr(existing, part), getattr(wanted, part)
+        keys = sorted({*old, *new} - {"weights"})
+        found += [f"{k} is {old.get(k)!r}, not {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
+    if existing.encode_dtype != wanted.encode_dtype:
+        found.append(f"encode dtype is {existing.encode_dtype}, not {wanted.encode_dtype}")
+    if existing.fields != wanted.fields:
+        old_fields, new_fields = ([f"{f.name} {f.dtype} {list(f.shape)}" for f in c.fields] for c in (existing, wanted))
+        found.append(f"fields are {old_fields}, not {new_fields}")
+    return found

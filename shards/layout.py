@@ -10,10 +10,12 @@ CONTAINERS = ("tar", "h5")
 """The two kinds of shard file."""
 
 ROOT_RECORD = "kcache.json"
+COLUMNS = "columns"
 SAMPLES = "samples"
 """The column of captions, image hashes and sizes; every other column holds features."""
 
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_RECORD_NAME = re.compile(r"(.+?)(?:\.(\d+))?\.json")
 _COMMIT_NAME = re.compile(r"(\d{6,})\.(\d{6,})\.json")
 
 
@@ -22,34 +24,46 @@ def is_column_name(name: str) -> bool:
     return _COLUMN_NAME.fullmatch(name) is not None
 
 
+def stem(name: str, edition: int) -> str:
+    """What the files of one edition of a column are named after: ``text``, and once it was replaced ``text.2``."""
+    return name if edition == 1 else f"{name}.{edition}"
+
+
+def parse_column(filename: str) -> tuple[str, int] | None:
+    """``(name, edition)`` of a column's record, or None for any other file."""
+    match = _RECORD_NAME.fullmatch(filename)
+    edition = int(match[2] or 1) if match else 0
+    return (match[1], edition) if match and is_column_name(match[1]) and edition > 0 else None
+
+
 def plan(shard: int) -> str:
-    """The ids of one shard."""
+    """The ids that a shard's samples had when they were added."""
     return f"plan/{shard:06d}.jsonl"
 
 
-def column(name: str) -> str:
+def column(stem: str) -> str:
     """The record of one column."""
-    return f"columns/{name}.json"
+    return f"{COLUMNS}/{stem}.json"
 
 
-def null(name: str, sha256: str, suffix: str) -> str:
+def null(stem: str, sha256: str, suffix: str) -> str:
     """The null features of one column: a shard of one row, named by its content."""
-    return f"columns/{name}.null-{sha256[:8]}.{suffix}"
+    return f"{COLUMNS}/{stem}.null-{sha256[:8]}.{suffix}"
 
 
-def shard(name: str, shard: int, sha256: str, suffix: str) -> str:
+def shard(stem: str, shard: int, sha256: str, suffix: str) -> str:
     """A shard file, named by its content."""
-    return f"{name}/{shard:06d}-{sha256[:8]}.{suffix}"
+    return f"{stem}/{shard:06d}-{sha256[:8]}.{suffix}"
 
 
-def commit(name: str, shard: int, generation: int) -> str:
+def commit(stem: str, shard: int, generation: int) -> str:
     """The record that makes a shard file exist."""
-    return f"{commits(name)}/{shard:06d}.{generation:06d}.json"
+    return f"{commits(stem)}/{shard:06d}.{generation:06d}.json"
 
 
-def commits(name: str) -> str:
+def commits(stem: str) -> str:
     """The folder of one column's commits."""
-    return f"commits/{name}"
+    return f"commits/{stem}"
 
 
 def parse_commit(filename: str) -> tuple[int, int] | None:

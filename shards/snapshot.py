@@ -1,9 +1,8 @@
 """A pinned state of some columns: which files hold which rows, and the digest that names it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from . import durable, layout
 from .cache import Cache
 from .columns import Column
+from .commits import Commit
 from .errors import CacheError, DamageError
 from .index import ENTRY, Entries, dump_index, load_index, present
 from .records import digest, dump_record, load_record
@@ -31,11 +31,16 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class PinnedColumn:
-    """The committed shard files of one column, and the index entries of their rows end to end."""
+    """The committed shard files of one column, and the index entries of their rows end to end.
+
+    ``stale`` is the number of rows whose features were made from something that the sample is no longer: an encode was
+    cut off after it noted the change. Their entries say that they have no features.
+    """
 
     column: Column
     files: tuple[ShardFile, ...]
     entries: Entries
+    stale: int = 0
 
 
 class Snapshot:
@@ -46,7 +51,7 @@ class Snapshot:
     """
 
     def __init__(self, cache: Cache, columns: Sequence[str], *, partial: bool = False) -> None:
-        """CacheError when a column lacks shards of the plan, unless ``partial`` accepts those that are there."""
+        """CacheError when a column lacks shards of the plan or has stale rows, unless ``partial`` leaves these out."""
         self.cache = cache = Cache(cache.root)  # opened anew: what the caller's remembers of the plan may be old
         self.pinned = {name: _pin(cache, name) for name in columns}
         shards = set.intersection(*({f.shard for f in p.files} for p in self.pinned.values()))
@@ -57,16 +62,27 @@ class Snapshot:
                 f" finish with 'kcache encode DATASET {cache.root}'"
             )
         self.missing_shards = missing
-        self.digest = digest(
-            {
-                n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards]
-                for n, p in self.pinned.items()
-            }
-        )
+        self.stale_rows = sum(pinned.stale for pinned in self.pinned.values())
+        if self.stale_rows and not partial:
+            of = ", ".join(f"{p.stale:,} in '{name}'" for name, p in self.pinned.items() if p.stale)
+            raise CacheError(
+                f"{cache.root} has features of samples that have changed since ({of}): an encode was not finished;"
+                f" finish it with 'kcache encode DATASET {cache.root}'"
+            )
+        state = {n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards] for n, p in self._pins()}
+        self.digest = digest(state | ({"stale": self.stale_rows} if self.stale_rows else {}))
         self.rows = self._common_rows(sorted(shards))
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def generations(self) -> dict[str, list[list[int]]]:
+        """For each column ``[shard, generation]`` of every file that is pinned, to compare a later state with."""
+        return {name: [[file.shard, file.generation] for file in pinned.files] for name, pinned in self._pins()}
+
+    def _pins(self) -> Iterable[tuple[str, PinnedColumn]]:
+        return self.pinned.items()
 
     def ordinals(self, name: str) -> npt.NDArray[np.int64]:
         """For each of `rows`, its place in the entries of one column (shape ``(n,)``)."""
@@ -92,32 +108,52 @@ class Snapshot:
 def _pin(cache: Cache, name: str) -> PinnedColumn:
     """Read a column's current commits, through the derived copy in ``index/`` where that is up to date."""
     column, generations = cache.column(name), cache.commits(name)
-    state = digest([[*item, *_stat(cache.root / layout.commit(name, *item))] for item in generations.items()])
+    edited = {shard: g for shard, g in cache.commits(layout.SAMPLES).items() if g > 1}
+    state = digest([[_stated(cache, n, commits)] for n, commits in ((name, generations), (layout.SAMPLES, edited))])
     derived = _load_derived(cache, name, state, column)
     if derived is None:
-        derived = _gather(cache, column, generations)
+        derived = _gather(cache, column, generations, edited)
         _store_derived(cache, name, state, derived)
+    if cache.stem(name) != column.stem:
+        return _pin(cache, name)  # The column was replaced meanwhile.
     return derived
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    """Size and time of change of a commit: with its number, what tells that the derived index is of these commits."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+def _stated(cache: Cache, name: str, generations: dict[int, int]) -> list[list[int]]:
+    """Numbers, sizes and times of change of commits: what tells that the derived index is of these."""
+    stem, stats = cache.stem(name), []
+    for shard, generation in generations.items():
+        stat = (cache.root / layout.commit(stem, shard, generation)).stat()
+        stats.append([shard, generation, stat.st_size, stat.st_mtime_ns])
+    return stats
 
 
-def _gather(cache: Cache, column: Column, generations: dict[int, int]) -> PinnedColumn:
-    files, parts = [], []
+def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: dict[int, int]) -> PinnedColumn:
+    files, parts, stale = [], [], 0
     for shard, generation in generations.items():
         commit = cache.commit(column.name, shard, generation)
         if commit.index is None:
-            raise DamageError(f"{layout.commit(column.name, shard, generation)} names no index; run 'kcache verify'")
+            raise DamageError(
+                f"{cache.commit_path(column.name, shard, generation)} names no index; run 'kcache verify'"
+            )
         entries = load_index(_read(cache, str(commit.index["file"])), str(commit.index["file"]))
         if entries.shape != (commit.rows, len(column.fields)):
             raise DamageError(f"{commit.index['file']} has {len(entries):,} rows, its commit says {commit.rows:,}")
+        if shard in edited:
+            outdated = _stale(column, commit, cache.samples(shard, edited[shard]))
+            entries = entries.copy()
+            entries[outdated] = 0
+            stale += len(outdated)
         files.append(ShardFile(shard, generation, commit.file, commit.bytes, commit.sha256, commit.rows))
         parts.append(entries)
-    return PinnedColumn(column, tuple(files), np.concatenate([np.zeros((0, len(column.fields)), ENTRY), *parts]))
+    entries = np.concatenate([np.zeros((0, len(column.fields)), ENTRY), *parts])
+    return PinnedColumn(column, tuple(files), entries, stale)
+
+
+def _stale(column: Column, commit: Commit, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The rows of a shard whose features are not those of the samples as they are now."""
+    pairs = enumerate(zip(commit.keys, rows, strict=True))
+    return [i for i, (key, row) in pairs if key is not None and key != column.key_of(row)]
 
 
 def _load_derived(cache: Cache, name: str, state: str, column: Column) -> PinnedColumn | None:
@@ -132,7 +168,7 @@ def _load_derived(cache: Cache, name: str, state: str, column: Column) -> Pinned
         data = _read(cache, layout.derived(f"{name}.idx"))
         if record["index_sha256"] != hashlib.sha256(data).hexdigest():
             return None
-        return PinnedColumn(column, files, load_index(data, path.name))
+        return PinnedColumn(column, files, load_index(data, path.name), int(record["stale"]))
     except (CacheError, KeyError, TypeError):
         return None  # Derived files are never trusted to be whole: the commits are read instead.
 
@@ -145,6 +181,7 @@ def _store_derived(cache: Cache, name: str, state: str, pinned: PinnedColumn) ->
         "fingerprint": pinned.column.fingerprint,
         "index_sha256": hashlib.sha256(index).hexdigest(),
         "files": files,
+        "stale": pinned.stale,
     }
     try:
         durable.replace(cache.root / layout.derived(f"{name}.idx"), index)

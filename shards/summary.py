@@ -36,14 +36,19 @@ class Summary:
     shards: int
     samples: int
     captions: int
+    removed: int
+    """Rows that `--prune` took out; their places are not used again by others."""
     set_aside: dict[str, str] = field(default_factory=dict)
     columns: list[ColumnSummary] = field(default_factory=list)
 
 
 def summarize(cache: Cache) -> Summary:
     """Read the records of a cache; no features are read."""
-    set_aside, captions = {}, 0
+    set_aside, captions, removed = {}, 0, 0
     for row in _samples(cache):
+        if "removed" in row:
+            removed += 1
+            continue
         captions += len(row["captions"])
         if "set_aside" in row:
             set_aside[row["id"]] = row["set_aside"]
@@ -53,8 +58,9 @@ def summarize(cache: Cache) -> Summary:
         container=cache.container,
         shard_size=cache.shard_size,
         shards=cache.shard_count,
-        samples=sum(len(cache.ids(shard)) for shard in range(cache.shard_count)),
+        samples=sum(len(cache.planned_ids(shard)) for shard in range(cache.shard_count)) - removed,
         captions=captions,
+        removed=removed,
         set_aside=set_aside,
         columns=[_summarize_column(cache, name) for name in cache.column_names()],
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import layout
-from .cache import Cache, Commit
+from .cache import Cache
+from .commits import Commit
 from .errors import CacheError
 from .index import load_index
 from .reader import read_null
@@ -62,7 +63,7 @@ def _faults(
         return
     for shard in range(shards):
         try:
-            rows.append(len(cache.ids(shard)))
+            rows.append(len(cache.planned_ids(shard)))
         except (CacheError, KeyError, TypeError) as error:
             yield layout.plan(shard), str(error)
             rows.append(-1)
@@ -72,7 +73,7 @@ def _faults(
         generations = cache.commits(name)
         result.missing_shards[name] = shards - len(generations)
         for shard, generation in generations.items():
-            path = layout.commit(name, shard, generation)
+            path = cache.commit_path(name, shard, generation).relative_to(cache.root).as_posix()
             try:
                 commit = cache.commit(name, shard, generation)
             except CacheError as error:
@@ -101,7 +102,7 @@ def _column_faults(cache: Cache, name: str) -> Iterator[tuple[str, str]]:
         if column.null is not None:
             read_null(cache, column)
     except CacheError as error:
-        yield layout.column(name), str(error)
+        yield layout.column(cache.stem(name)), str(error)
 
 
 def _file_faults(cache: Cache, commit: Commit, deep: bool) -> Iterator[tuple[str, str]]:

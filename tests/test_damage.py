@@ -85,7 +85,7 @@ def test_a_shard_that_is_missing_is_an_error(cache: Cache) -> None:
 
 RECORDS = {
     "kcache.json": lambda cache: Cache(cache.root).shard_size,
-    "plan/000001.jsonl": lambda cache: cache.ids(1),
+    "plan/000001.jsonl": lambda cache: cache.planned_ids(1),
     "columns/image.json": lambda cache: cache.column("image"),
     "commits/image/000001.000001.json": lambda cache: cache.commit("image", 1, 1),
     "samples/000000-*.jsonl": lambda cache: cache.samples(0),

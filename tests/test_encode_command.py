@@ -411,8 +411,8 @@ def test_another_encoder_than_the_one_of_the_cache_is_refused(
     save_file(tensors, weights, metadata={"format": "pt"})
     before = tree(cache)
     said = refused(encode_with(other, tiny_decoder)(dataset, cache))
-    assert f"column 'text' of {cache} was encoded otherwise (weights is " in said
-    assert "encode with the same options, or into another cache folder" in said
+    assert f"column 'text' of {cache} was encoded otherwise (encoder weights differ)" in said
+    assert "encode with the same options, or make the column anew with --replace-column text" in said
     assert tree(cache) == before
 
 

@@ -158,13 +158,22 @@ def test_of_two_that_race_to_one_commit_one_wins_and_is_read(
     def rival_commits_first(name: str) -> None:
         if name == "commit":
             monkeypatch.setattr(durable, "failpoint", lambda name: None)
-            rival.commit_features(column("image"), 3, [row("image", 20)], ["key of the rival"])
+            rival.commit_features(column("image"), 3, [row("image", 20)], ["key of both"])
 
     monkeypatch.setattr(durable, "failpoint", rival_commits_first)
-    cache.commit_features(column("image"), 3, [row("image", 21)], ["key of the one that was late"])
-    assert cache.commit("image", 3, 1).keys == ("key of the rival",)
+    # The same input on another GPU: equal keys, and features that differ in their last bits.
+    cache.commit_features(column("image"), 3, [row("image", 21)], ["key of both"])
     assert_rows(read_all(cache, "image")[SAMPLES:], [row("image", 20)])
     assert not verify(cache, deep=True).faults
+
+
+def test_of_two_that_race_to_one_commit_with_other_rows_the_late_one_is_told(cache: Cache) -> None:
+    numbers = range(4)
+    old, new = ([f"{name} {n}" for n in numbers] for name in ("old caption", "new caption"))
+    cache.commit_features(column("image"), 0, [row("image", n) for n in numbers], new, generation=2)
+    with pytest.raises(CacheError, match=r"another process committed other rows as .*000000\.000002\.json; run the"):
+        cache.commit_features(column("image"), 0, [row("image", n) for n in numbers], old, generation=2)
+    assert cache.commit("image", 0, 2).keys == tuple(new)
 
 
 def test_of_two_that_race_to_one_column_one_wins_with_its_own_null_features(

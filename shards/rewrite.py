@@ -1,0 +1,46 @@
+"""Rows of a committed shard file read back, to be copied into its next generation."""
+
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from .cache import Cache
+from .columns import Column
+from .commits import Commit, sha256
+from .errors import DamageError
+from .index import load_index
+from .tar import Row
+
+
+def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int]) -> dict[int, Row]:
+    """The arrays of some rows of one shard file, by row. Every field is checked against its crc32.
+
+    DamageError naming the file and the sample: what is damaged is never copied into a file with a right checksum.
+    """
+    assert commit.index is not None
+    data, index = (_read(cache, str(file)) for file in (commit.file, commit.index["file"]))
+    if sha256(index) != commit.index["sha256"]:
+        raise DamageError(f"{cache.root / str(commit.index['file'])} is damaged; run 'kcache verify {cache.root}'")
+    entries = load_index(index, str(commit.index["file"]))
+    found: dict[int, Row] = {}
+    for i in rows:
+        arrays = {}
+        for field, entry in zip(column.fields, entries[i], strict=True):
+            start, nbytes = int(entry["offset"]), int(entry["nbytes"])
+            raw = data[start : start + nbytes]
+            if len(raw) != nbytes or zlib.crc32(raw) != entry["crc32"]:
+                raise DamageError(
+                    f"{cache.root / commit.file}: field '{field.name}' of sample '{cache.ids(commit.shard)[i]}' is"
+                    f" damaged; run 'kcache verify {cache.root} --deep'"
+                )
+            arrays[field.name] = np.frombuffer(raw, field.dtype).reshape(field.shape_of(nbytes))
+        found[i] = arrays
+    return found
+
+
+def _read(cache: Cache, file: str) -> bytes:
+    try:
+        return (cache.root / file).read_bytes()
+    except FileNotFoundError:
+        raise DamageError(f"{cache.root / file} is missing; run 'kcache verify {cache.root}'") from None
