@@ -1,154 +1,146 @@
 """`kcache encode`: a dataset's captions and images through the frozen encoders into a cache."""
 
-import shlex
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import click
 
 from kcache.cli.options import Choice, ListOption, make_config
-from kcache.cli.sizes import size
+from kcache.cli.sections import SectionedCommand, option
 
-if TYPE_CHECKING:
-    from kcache.encoding.config import EncodeConfig
-    from kcache.encoding.encode import EncodeReport
+what = partial(option, "What is encoded")
+captions = partial(option, "Captions")
+dataset_option = partial(option, "The dataset")
+cache_option = partial(option, "The cache")
+encoders = partial(option, "The encoders")
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("dataset")
 @click.argument("cache")
-@click.option(
-    "--pretrained-prior-model-name-or-path",
-    metavar="NAME",
-    help="Where the CLIP encoders come from: a hub id or a folder.  [default: kandinsky-community/kandinsky-2-2-prior]",
-)
-@click.option(
-    "--pretrained-decoder-model-name-or-path",
-    metavar="NAME",
-    help="Where MoVQ comes from: a hub id or a folder.  [default: kandinsky-community/kandinsky-2-2-decoder]",
-)
-@click.option("--revision", help="Branch, tag or commit on the hub, for both checkpoints.")
-@click.option("--variant", help="Variant of the weights, such as fp16.")
-@click.option("--cache-dir", help="Where downloads from the hub are kept.")
-@click.option(
+@what(
     "--resolution",
     cls=ListOption,
     type=click.IntRange(min=8),
-    help="Side of the pictures for MoVQ, in pixels; several make a column each.  [default: 512]",
+    help="Side of the pictures for MoVQ, in pixels; several make a column each.  [default: as CACHE has, or 512]",
 )
-@click.option(
-    "--columns", cls=ListOption, help="Only these columns: text, image, latents (of every --resolution) or latents-N."
+@what("--flip", is_flag=True, default=None, help="Also every picture mirrored, in columns of their own.")
+@what(
+    "--random-crops",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also N fixed square crops of every picture, in columns of their own.",
 )
-@click.option("--format", type=Choice(["tar", "h5"]), help="WebDataset or HDF5 shards.  [default: tar]")
-@click.option(
+@what(
+    "--crop-scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Smallest side of such a crop, of the largest square.  [default: 0.8]",
+)
+@what("--crop-seed", type=click.IntRange(min=0), help="Other crops for another seed.  [default: 0]")
+@what(
+    "--buckets",
+    is_flag=True,
+    default=None,
+    help="Also every picture in the nearest of some shapes of equal area, uncropped as far as that goes.",
+)
+@what("--bucket-step", type=click.IntRange(min=1), help="Sides of buckets are multiples of this.  [default: 64]")
+@what(
+    "--alpha",
+    type=Choice(["white", "drop"]),
+    help="Transparent pixels: on white, or as the reference.  [default: as CACHE has, or white]",
+)
+@what(
+    "--columns",
+    cls=ListOption,
+    help="Only these: text, image, latents (of every --resolution), or a column's own name.",
+)
+@captions(
+    "--caption-template",
+    metavar="TEXT",
+    help='Such as "a photo of sks {text}": a text column of its own, beside the plain captions.',
+)
+@captions("--text-column", metavar="NAME", help="The name of that column: text-NAME.  [default: from the template]")
+@captions("--caption-column", help="Where a table or metadata has the captions.  [default: text]")
+@dataset_option("--image-column", help="The image column of a table.  [default: image, or file_name]")
+@dataset_option("--id-column", help="What a sample is known by.  [default: its path, or its image's sha256]")
+@dataset_option("--where", metavar="EXPR", help="Only rows whose metadata fit: 'width >= 512 and \"cat\" in text'.")
+@dataset_option("--dataset-config-name", help="The configuration of a hub dataset.")
+@dataset_option("--split", help="The split of a datasets table.  [default: train]")
+@dataset_option("--streaming", is_flag=True, default=None, help="Read a hub dataset as it comes, without keeping it.")
+@dataset_option("--rehash", is_flag=True, default=None, help="Read every file again: do not go by size and time.")
+@dataset_option("--max-pixels", type=click.IntRange(min=1), help="Larger pictures are set aside.  [default: 268435456]")
+@dataset_option(
+    "--max-upscale",
+    type=click.FloatRange(min=1),
+    help="Say how many pictures had to be enlarged by more than this.  [default: 2.0]",
+)
+@cache_option("--dry-run", is_flag=True, default=None, help="Say what would be done, why, and what it takes.")
+@cache_option("--prune", is_flag=True, default=None, help="Take samples out that the dataset has no more.")
+@cache_option(
+    "--replace-column",
+    cls=ListOption,
+    help="Make these columns anew, by other encoders or options than they were made.",
+)
+@cache_option("--format", type=Choice(["tar", "h5"]), help="WebDataset or HDF5 shards.  [default: tar]")
+@cache_option(
     "--shard-size",
     type=click.IntRange(min=1),
     help="Samples in a shard; a kill costs about one shard's encoding.  [default: 256]",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Samples that an encoder takes at once.  [default: 16]")
-@click.option(
+@encoders(
+    "--pretrained-prior-model-name-or-path",
+    metavar="NAME",
+    help="Where the CLIP encoders come from: a hub id or a folder."
+    "  [default: as CACHE has, or kandinsky-community/kandinsky-2-2-prior]",
+)
+@encoders(
+    "--pretrained-decoder-model-name-or-path",
+    metavar="NAME",
+    help="Where MoVQ comes from: a hub id or a folder."
+    "  [default: as CACHE has, or kandinsky-community/kandinsky-2-2-decoder]",
+)
+@encoders("--revision", help="Branch, tag or commit on the hub, for both checkpoints.")
+@encoders("--variant", help="Variant of the weights, such as fp16.")
+@encoders("--cache-dir", help="Where downloads from the hub are kept.")
+@encoders(
     "--encode-dtype",
     type=Choice(["fp32", "fp16", "bf16"]),
-    help="What the encoders compute in.  [default: fp16 on a GPU, fp32 on a CPU]",
+    help="What the encoders compute in.  [default: as CACHE has; fp16 on a GPU, fp32 on a CPU]",
 )
-@click.option("--store-dtype", type=Choice(["fp16", "fp32"]), help="What is stored.  [default: fp16]")
-@click.option("--device", help="Such as cuda:1 or cpu.  [default: the first GPU, else the CPU]")
-@click.option(
-    "--alpha",
-    type=Choice(["white", "drop"]),
-    help="Transparent pixels: on white, or as the reference.  [default: white]",
+@encoders("--store-dtype", type=Choice(["fp16", "fp32"]), help="What is stored.  [default: as CACHE has, or fp16]")
+@encoders("--device", help="Such as cuda:1 or cpu.  [default: the first GPU, else the CPU]")
+@encoders(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Samples that an encoder takes at once; halved where memory is short.  [default: by the device; 16 on a CPU]",
 )
-@click.option("--image-column", help="The image column of a datasets table.  [default: image]")
-@click.option("--caption-column", help="The caption column of a table or metadata file.  [default: text]")
-@click.option("--dataset-config-name", help="The configuration of a hub dataset.")
-@click.option("--split", help="The split of a datasets table.  [default: train]")
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Threads that decode pictures.  [default: cores, at most 8]"
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be encoded, why, and how large it is; encode nothing.")
+@encoders("--workers", type=click.IntRange(min=1), help="Threads that decode pictures.  [default: cores, at most 8]")
 def encode(**options: Any) -> int:
-    """Encode the captions and images of DATASET into CACHE, once.
+    """Encode the captions and images of DATASET into CACHE, once; run it again whenever DATASET has changed.
 
     DATASET is a folder of pictures with metadata.jsonl or metadata.csv (columns file_name and text), or with a text
-    file beside each picture; a folder that the datasets library saved; or the name of a dataset on the hub.
+    file beside each picture; WebDataset tars; a parquet, csv or jsonl file; a folder that the datasets library saved;
+    or the name of a dataset on the hub.
 
-    What CACHE already holds is not encoded again. Killed at any moment and run again, it goes on from the last shard
-    that was committed. Exit code 3: done, but some samples were set aside (unreadable pictures, missing captions).
+    What CACHE holds is not encoded again: only what was added, and of what was edited only the columns that it
+    feeds. Without --columns, all columns of CACHE are brought up to date. Killed at any moment and run again, it goes
+    on from the last shard that was committed. Exit code 3: done, but some samples were set aside.
 
     \b
       kcache encode my-pictures cache
-      kcache encode my-pictures cache --resolution 512 768   adds the column latents-768
+      kcache encode my-pictures cache --dry-run              what an edit would cost, and why
+      kcache encode my-pictures cache --resolution 768       adds the column latents-768
+      kcache encode "tars/{00000..00099}.tar" cache --where "similarity > 0.3"
       kcache encode user/dataset cache --caption-column caption --format h5
     """
+    from kcache.cli.encode_summary import print_dry_run, print_summary
     from kcache.encoding.config import EncodeConfig
     from kcache.encoding.encode import encode as encode_dataset
 
     config = make_config(EncodeConfig, options)
     report = encode_dataset(config)
     if config.dry_run:
-        _print_dry_run(report)
-        _print_warnings(config, report)
+        print_dry_run(config, report)
     else:
-        _print_summary(config, report)
+        print_summary(config, report)
     return 3 if report.set_aside else 0
-
-
-def _print_dry_run(report: "EncodeReport") -> None:
-    """What would be encoded, column by column, with its size."""
-    unplanned = sum(sample not in report.set_aside for sample in report.work.new_ids)
-    for name, nbytes in report.estimated_bytes.items():
-        count = report.work.counts[name]["new"]
-        reasons = {"not in the cache yet": unplanned, "in shards that lack this column": count - unplanned}
-        why = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items() if n) or "nothing to do"
-        click.echo(f"{name:12} would encode {count:,} samples, about {size(nbytes)} of features: {why}")
-    click.echo(f"{'total':12} about {size(sum(report.estimated_bytes.values()))} of features; nothing was written")
-
-
-def _print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
-    """What was done, what was set aside, and what comes next."""
-    done = ", ".join(f"{name} {count:,}" for name, count in report.encoded.items() if count)
-    rate = f" ({report.pictures / report.seconds:,.1f} images/s)" if report.pictures else ""
-    if done:
-        click.echo(f"Encoded {done} in {report.seconds:,.0f} s{rate}.")
-    else:
-        click.echo(f"{config.cache} is up to date: nothing to encode.")
-    _print_warnings(config, report)
-    for number, command in enumerate(_next_commands(config)):
-        click.echo(f"{'     ' if number else 'Next:'} {command}")
-
-
-def _next_commands(config: "EncodeConfig") -> list[str]:
-    """The training commands that this cache has the columns for, with the checkpoints that it was encoded with."""
-    from kcache.shards import Cache
-
-    columns, cache = Cache(config.cache).column_names(), shlex.quote(config.cache)
-    prior, decoder = config.pretrained_prior_model_name_or_path, config.pretrained_decoder_model_name_or_path
-    from_prior = f" --pretrained-prior-model-name-or-path {shlex.quote(prior)}" if prior else ""
-    from_decoder = f" --pretrained-decoder-model-name-or-path {shlex.quote(decoder)}" if decoder else ""
-    latents = [f"latents-{n}" for n in config.resolution or (512,) if f"latents-{n}" in columns]
-    commands = []
-    if {"text", "image"} <= set(columns):
-        commands.append(f"kcache train prior {cache} --output-dir my-prior{from_prior}")
-    if latents and "image" in columns:
-        resolution = latents[0].removeprefix("latents-")
-        commands.append(f"kcache train decoder {cache} --output-dir my-decoder --resolution {resolution}{from_decoder}")
-    return commands
-
-
-def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
-    """What a reader of the summary may have to act on."""
-    if report.work.gone:
-        gone = f"{len(report.work.gone):,} samples are gone from the dataset"
-        click.echo(f"{gone}; the cache keeps them and training uses them.", err=True)
-    if report.cut_captions:
-        click.echo(
-            f"{report.cut_captions:,} captions are longer than 77 tokens and were cut, as in the reference.", err=True
-        )
-    if report.empty_captions:
-        click.echo(f"{report.empty_captions:,} captions are empty and were encoded as the empty prompt.", err=True)
-    if report.set_aside:
-        click.echo(f"Set aside {len(report.set_aside):,} samples (exit code 3):", err=True)
-        for sample, reason in list(report.set_aside.items())[:10]:
-            click.echo(f"  {sample}: {reason}", err=True)
-        if len(report.set_aside) > 10:
-            more = len(report.set_aside) - 10
-            click.echo(f"  and {more:,} more; 'kcache info {config.cache} --set-aside' lists them", err=True)

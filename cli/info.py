@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 @click.argument("cache")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 @click.option("--set-aside", is_flag=True, help="List the samples that were set aside, with the reason of each.")
-def info(cache: str, as_json: bool, set_aside: bool) -> None:
+@click.option(
+    "--cut-captions",
+    is_flag=True,
+    help="List the captions that fill all tokens of the text encoder: longer ones are cut.",
+)
+def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool) -> None:
     """Show the columns of CACHE: samples, bytes, dtypes, and the encoders that made them.
 
     \b
@@ -24,9 +29,13 @@ def info(cache: str, as_json: bool, set_aside: bool) -> None:
       kcache info cache --set-aside
       kcache info cache --json | jq .columns
     """
-    from kcache.shards import Cache, summarize
+    from kcache import shards
 
-    summary = summarize(Cache(cache))
+    if cut_captions:
+        for column, sample, caption in shards.cut_captions(shards.Cache(cache)):
+            click.echo(f"{column}\t{sample}\t{caption}")
+        return
+    summary = shards.summarize(shards.Cache(cache))
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=1))
     elif set_aside:
@@ -42,6 +51,8 @@ def _print(summary: "Summary") -> None:
         f" in {count(summary.shards, 'shard')}"
         f" of up to {summary.shard_size:,} (.{summary.container}, format {summary.format_version})"
     )
+    if summary.removed:
+        click.echo(f"{count(summary.removed, 'sample')} taken out by --prune")
     for column in summary.columns:
         _print_column(summary, column)
     if summary.set_aside:

@@ -12,3 +12,10 @@ def size(nbytes: int) -> str:
 def count(number: int, noun: str) -> str:
     """Such as ``1 shard`` or ``3,388 samples``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Such as ``45 s``, ``12 min`` or ``3.5 h``; the last of them from two hours on."""
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

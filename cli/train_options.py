@@ -52,6 +52,12 @@ _OPTIONS = [
         "--resume-from-checkpoint", metavar="latest|PATH", help="Go on exactly where a checkpoint of this run stopped."
     ),
     click.option(
+        "--accept-new-snapshot",
+        is_flag=True,
+        default=None,
+        help="Resume although the cache has changed since: on what it holds now; says what that changes.",
+    ),
+    click.option(
         "--logging-steps", type=click.IntRange(min=1), help="Updates between lines of metrics.  [default: 10]"
     ),
     click.option(

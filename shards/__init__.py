@@ -8,7 +8,7 @@ from .order import Stream, permutation
 from .reader import ColumnReader, read_null
 from .rewrite import read_rows
 from .snapshot import Snapshot
-from .summary import ColumnSummary, Summary, summarize
+from .summary import ColumnSummary, Summary, cut_captions, summarize
 from .verify import Fault, Verification, verify
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Summary",
     "UsageError",
     "Verification",
+    "cut_captions",
     "permutation",
     "read_null",
     "read_rows",

@@ -182,7 +182,7 @@ class Cache:
     def commit(self, name: str, shard: int, generation: int) -> Commit:
         """One commit; DamageError where it is not whole or names a file outside the cache."""
         path = self.commit_path(name, shard, generation)
-        commit = Commit.from_record(load_record(path), path)
+        commit = Commit.load(path)
         if (commit.column, commit.shard, commit.generation) != (name, shard, generation):
             raise DamageError(f"{path} names another shard than its own; run 'kcache verify {self.root}'")
         return commit
@@ -226,7 +226,10 @@ class Cache:
         """
         if generation is None:
             generation = self.commits(layout.SAMPLES).get(shard, 1)
-        commit = self.commit(layout.SAMPLES, shard, generation)
+        return self.rows_of(self.commit(layout.SAMPLES, shard, generation))
+
+    def rows_of(self, commit: Commit) -> list[dict[str, Any]]:
+        """The rows of the samples column that one of its commits names."""
         rows = load_lines(self.root / commit.file)
         if len(rows) != commit.rows:
             raise DamageError(f"{commit.file} has {len(rows):,} rows, its commit says {commit.rows:,}")

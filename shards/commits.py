@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import layout
 from .errors import DamageError
-from .records import Record
+from .records import Record, load_record
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Commit:
     index: Record | None = None
 
     @classmethod
-    def from_record(cls, record: Record, path: Path) -> "Commit":
+    def load(cls, path: Path) -> "Commit":
         """The inverse of `to_record`; DamageError where it is not whole or names a file outside the cache."""
+        record = load_record(path)
         try:
             commit = cls(**{**record, "keys": tuple(record["keys"])})
             files = [commit.file, *([commit.index["file"]] if commit.index else [])]

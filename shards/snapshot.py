@@ -1,7 +1,7 @@
 """A pinned state of some columns: which files hold which rows, and the digest that names it."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,9 @@ class Snapshot:
                 f"{cache.root} has features of samples that have changed since ({of}): an encode was not finished;"
                 f" finish it with 'kcache encode DATASET {cache.root}'"
             )
-        state = {n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards] for n, p in self._pins()}
+        state: dict[str, object] = {
+            n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards] for n, p in self.pinned.items()
+        }
         self.digest = digest(state | ({"stale": self.stale_rows} if self.stale_rows else {}))
         self.rows = self._common_rows(sorted(shards))
 
@@ -78,11 +80,8 @@ class Snapshot:
 
     @property
     def generations(self) -> dict[str, list[list[int]]]:
-        """For each column ``[shard, generation]`` of every file that is pinned, to compare a later state with."""
-        return {name: [[file.shard, file.generation] for file in pinned.files] for name, pinned in self._pins()}
-
-    def _pins(self) -> Iterable[tuple[str, PinnedColumn]]:
-        return self.pinned.items()
+        """``[shard, generation]`` of every file that is pinned, by the stem of its column: to compare later states."""
+        return {p.column.stem: [[file.shard, file.generation] for file in p.files] for p in self.pinned.values()}
 
     def ordinals(self, name: str) -> npt.NDArray[np.int64]:
         """For each of `rows`, its place in the entries of one column (shape ``(n,)``)."""

@@ -6,7 +6,9 @@ from typing import Any
 
 from . import layout
 from .cache import Cache
+from .reader import ColumnReader
 from .records import Record
+from .snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,24 @@ def summarize(cache: Cache) -> Summary:
         set_aside=set_aside,
         columns=[_summarize_column(cache, name) for name in cache.column_names()],
     )
+
+
+def cut_captions(cache: Cache) -> Iterator[tuple[str, str, str]]:
+    """Column, sample and caption of all that fill the text encoder to its end: what did not fit was cut."""
+    for name in cache.column_names():
+        column = cache.column(name)
+        if column.reads != "captions":
+            continue
+        snapshot = Snapshot(cache, [name], partial=True)
+        reader = ColumnReader(snapshot, name)
+        samples: dict[int, list[dict[str, Any]]] = {}
+        for position, (shard, row) in enumerate(snapshot.rows.tolist()):
+            if shard not in samples:
+                samples = {shard: cache.samples(shard)}
+            for caption, length in zip(samples[shard][row]["captions"], reader.read(position, "lengths"), strict=True):
+                if length == column.preprocessing["max_length"]:
+                    yield name, samples[shard][row]["id"], caption
+        reader.close()
 
 
 def _samples(cache: Cache) -> Iterator[dict[str, Any]]:

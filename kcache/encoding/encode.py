@@ -1,69 +1,52 @@
 """The encode itself: pictures and captions through the frozen encoders into shards, one commit at a time."""
 
 import errno
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kcache.devices import default_batch_size, find_device
 from kcache.progress import bar, logger
-from kcache.shards import Cache, Column, KcacheError, durable, layout
+from kcache.shards import Cache, Column, KcacheError, UsageError, durable, layout
 from kcache.shards.cache import different_column, refuse_foreign_folder
+from kcache.shards.columns import differences
 
 from .columns import make_encoders
 from .config import DEFAULT_SHARD_SIZE, EncodeConfig
-from .dataset import Dataset, DatasetOptions
-from .encoders import Encoder, TextColumn
-from .images import hushed_pillow
-from .memory import Memory
+from .dataset import Dataset, DatasetOptions, Sample, StreamedDataset
+from .encoders import Encoder
+from .images import ALPHA, Decoding, hushed_pillow
+from .inspection import estimate, inspect_captions
+from .memory import Memory, Scans
 from .open_dataset import open_dataset
 from .pictures import mapped_ahead
+from .report import EncodeReport
 from .shard_encoder import Committer, ShardEncoder, store
-from .work import ShardTask, Work, find_work
+from .work import Places, Work, WorkFinder, places
 
-
-@dataclass
-class EncodeReport:
-    """What an encode found and did."""
-
-    work: Work
-    samples: int
-    encoded: dict[str, int] = field(default_factory=dict)
-    set_aside: dict[str, str] = field(default_factory=dict)
-    estimated_bytes: dict[str, int] = field(default_factory=dict)
-    cut_captions: int = 0
-    empty_captions: int = 0
-    seconds: float = 0.0
-    pictures: int = 0
+STREAM_SHARDS = 4
+"""Shards' worth of a stream that is held in memory at once."""
 
 
 def encode(config: EncodeConfig) -> EncodeReport:
-    """Bring a cache up to its dataset: encode what it lacks, and nothing else.
+    """Bring a cache up to its dataset: encode what it lacks or what has changed, and nothing else.
 
-    Killed at any moment and called again it goes on from the last commit. KcacheError, with nothing lost, when a sample
-    changed since it was encoded, when a column was made otherwise, or when a feature is not a finite number.
+    Killed at any moment and called again it goes on from the last commit. KcacheError, with nothing lost, when a column
+    was made otherwise and is not to be replaced, or when a feature is not a finite number.
     """
     started = time.monotonic()
-    dataset = open_dataset(config.dataset, _dataset_options(config))
+    root = Path(config.cache)
+    refuse_foreign_folder(root)
+    scans = Scans(root if (root / layout.ROOT_RECORD).exists() else None, rehash=config.rehash)
+    dataset = open_dataset(config.dataset, _dataset_options(config), scans)
     cache = _open_cache(config)
-    encoders = _make_encoders(config, cache)
-    columns = [encoder.column for encoder in encoders.values()]
-    kind = (
-        (cache.shard_size, cache.container)
-        if cache
-        else (config.shard_size or DEFAULT_SHARD_SIZE, config.format or "tar")
-    )
-    memory = Memory(dataset, cache.root if cache else None)
-    work = find_work(dataset, cache, columns, kind[0], memory)
-    report = EncodeReport(work, len(dataset.samples), set_aside=dict(work.set_aside))
-    _announce(work)
-    _refuse_changed(config, work)
-    _inspect_captions(report, dataset, encoders)
-    if config.dry_run:
-        report.estimated_bytes = _estimate(work, dataset, encoders)
-        return report
+    encoders = make_encoders(config, cache)
+    run = _Run(config, cache, encoders, scans)
+    run.check_columns()
     try:
-        _run(config, kind, dataset, encoders, memory, report)
+        run.go(dataset)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -71,25 +54,29 @@ def encode(config: EncodeConfig) -> EncodeReport:
             f"the disk of {config.cache} is full; what was committed is safe:"
             " free some space and run the same command again"
         ) from error
-    report.seconds = time.monotonic() - started
-    return report
+    run.report.seconds = time.monotonic() - started
+    return run.report
 
 
 def _dataset_options(config: EncodeConfig) -> DatasetOptions:
     return DatasetOptions(
-        image_column=config.image_column or "image",
-        caption_column=config.caption_column or "text",
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        id_column=config.id_column,
+        where=config.where,
         config_name=config.dataset_config_name,
         split=config.split,
         cache_dir=config.cache_dir,
+        streaming=config.streaming,
     )
 
 
 def _open_cache(config: EncodeConfig) -> Cache | None:
     """The cache if it exists, checked against what was asked for; a missing one is made after all other checks."""
     root = Path(config.cache)
-    refuse_foreign_folder(root)
     if not (root / layout.ROOT_RECORD).exists():
+        if config.replace_column:
+            raise UsageError(f"{root} is not made yet, so there is no column to replace; leave --replace-column out")
         return None
     cache = Cache(root)
     if config.format and config.format != cache.container:
@@ -100,109 +87,149 @@ def _open_cache(config: EncodeConfig) -> Cache | None:
         raise KcacheError(
             f"{root} has {cache.shard_size} samples a shard; leave --shard-size out, or name another folder"
         )
+    for name in config.replace_column:
+        cache.column(name)  # refuses one that is not there
     return cache
 
 
-def _make_encoders(config: EncodeConfig, cache: Cache | None) -> dict[str, Encoder]:
-    encoders = make_encoders(config, cache)
-    for name, encoder in encoders.items():
-        if cache and name in cache.column_names():
-            existing = cache.column(name)
+@dataclass
+class _Run:
+    """One encode: the parts it is put together from, and what it has found and done so far."""
+
+    config: EncodeConfig
+    cache: Cache | None
+    encoders: dict[str, Encoder]
+    scans: Scans
+    report: EncodeReport = field(default_factory=EncodeReport)
+    replaced: dict[str, str] = field(default_factory=dict)
+    """Columns of the cache that other encoders made, and what differs."""
+
+    def __post_init__(self) -> None:
+        self.decoding = Decoding(self._alpha(), self.config.max_pixels)
+        self.batch_size = self.config.batch_size or default_batch_size(find_device(self.config.device))
+        self.shard_size = self.cache.shard_size if self.cache else self.config.shard_size or DEFAULT_SHARD_SIZE
+        self.container = self.cache.container if self.cache else self.config.format or layout.CONTAINERS[0]
+
+    def _alpha(self) -> str:
+        """What becomes of transparent pixels: each picture is decoded once, so all its columns must agree."""
+        asked = {n: e.column.preprocessing["alpha"] for n, e in self.encoders.items() if e.column.reads == "image"}
+        if len(set(asked.values())) > 1:
+            which = ", ".join(f"{name}: {alpha}" for name, alpha in asked.items())
+            raise KcacheError(f"columns differ in --alpha ({which}); encode those of one kind at a time with --columns")
+        return next(iter(asked.values()), ALPHA[0])
+
+    def check_columns(self) -> None:
+        """Compare the columns with those of the cache. KcacheError where one differs and is not to be replaced."""
+        for name in self.config.replace_column:
+            if name not in self.encoders:
+                raise UsageError(f"--replace-column {name} and --columns contradict each other; name it in both")
+        for name, encoder in self.encoders.items():
+            if not self.cache or name not in self.cache.column_names():
+                continue
+            existing = self.cache.column(name)
             if existing.fingerprint != encoder.column.fingerprint:
-                raise KcacheError(different_column(cache.root, existing, encoder.column))
-    return encoders
+                how = "; ".join(differences(existing, encoder.column))
+                if name in self.config.replace_column:
+                    self.replaced[name] = how
+                elif self.config.dry_run:
+                    self.replaced[name] = self.report.refused[name] = f"{how}: use --replace-column {name}"
+                else:
+                    raise KcacheError(different_column(self.cache.root, existing, encoder.column))
 
+    def go(self, dataset: Dataset | StreamedDataset) -> None:
+        """Find what there is to do and do it: at once, or window by window for a dataset that cannot be listed."""
+        known = places(self.cache)
+        if not isinstance(dataset, StreamedDataset):
+            self._bring_up_to_date(dataset, dataset.samples, known, gone=None)
+            return
+        seen, window = set[str](), None
+        for window in dataset.windows(STREAM_SHARDS * self.shard_size):
+            self._bring_up_to_date(window, window.samples, known, gone=frozenset())
+            seen.update(sample.id for sample in window.samples)
+        if window is None:
+            raise KcacheError(f"dataset {self.config.dataset} is empty: its stream had no sample; name another")
+        self._bring_up_to_date(window, [], known, gone=frozenset(known.keys() - seen))
+        _announce(self.report.counts)
 
-def _announce(work: Work) -> None:
-    for name, counts in work.counts.items():
-        states = (f"{state} {counts[state]:,}" for state in ("hit", "changed", "new", "gone", "set aside"))
-        logger.info("%-12s %s", name, " / ".join(states))
-
-
-def _refuse_changed(config: EncodeConfig, work: Work) -> None:
-    if work.changed:
-        first = "; ".join(f"'{i}': {reason}" for i, reason in list(work.changed.items())[:3])
-        raise KcacheError(
-            f"{len(work.changed):,} samples changed since they were encoded into {config.cache} ({first}); this version"
-            f" adds samples and columns but does not replace rows: encode into another folder, or put them back"
+    def _bring_up_to_date(
+        self, dataset: Dataset, samples: Sequence[Sample], known: Places, gone: frozenset[str] | None
+    ) -> None:
+        """Bring the cache up to ``samples`` of ``dataset``, and ``known`` up to the cache."""
+        memory = Memory(dataset, self.cache.root if self.cache else None, rehash=self.config.rehash)
+        columns = [encoder.column for encoder in self.encoders.values()]
+        finder = WorkFinder(
+            self.cache,
+            self.shard_size,
+            columns,
+            memory,
+            self.decoding.signature,
+            self.replaced,
+            prune=self.config.prune,
         )
+        work = finder.find(samples, known, gone=gone)
+        self.report.samples += len(samples)
+        self.report.add(work)
+        if gone is None:
+            _announce(work.counts)
+        inspect_captions(self.report, work, self.encoders)
+        if self.config.dry_run:
+            self.report.estimates = estimate(work, self.encoders, self.batch_size)
+            return
+        self._encode(work, dataset, memory)
+        new = (divmod(n, self.shard_size) for n in range(len(work.new_ids)))
+        known.update((i, (work.first_new_shard + n, row)) for i, (n, row) in zip(work.new_ids, new, strict=True))
+
+    def _encode(self, work: Work, dataset: Dataset, memory: Memory) -> None:
+        config = self.config
+        self.cache = cache = Cache.create(config.cache, shard_size=self.shard_size, container=self.container)
+        if (cache.shard_size, cache.container) != (self.shard_size, self.container):
+            raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
+        durable.clear_dead_temporaries(cache.root)
+        cache.extend_plan(work.new_ids, work.first_new_shard)
+        columns = {name: self._write_column(cache, encoder) for name, encoder in self.encoders.items()}
+        run = ShardEncoder(
+            cache, dataset, self.encoders, columns, memory, self.decoding, self.batch_size, config.max_upscale
+        )
+        pictures = [(task, row) for task in work.tasks for row in task.pictures]
+        workers = config.workers or min(8, os.cpu_count() or 1)
+        try:
+            with (
+                hushed_pillow(),
+                bar(len(pictures), "img", "encode") as progress,
+                mapped_ahead(run.prepare, pictures, workers=workers, ahead=2 * self.batch_size + workers) as ready,
+                Committer() as committer,
+            ):
+                for task in work.tasks:
+                    committer.submit(run.encode_shard(task, ready, progress.update))
+        finally:
+            memory.store(cache.root)
+            self.scans.store(cache.root)
+        self._note(run, len(pictures))
+
+    def _note(self, run: ShardEncoder, pictures: int) -> None:
+        report = self.report
+        report.pictures += pictures
+        report.set_aside |= run.set_aside
+        report.animated += run.animated
+        for name, count in run.encoded.items():
+            report.encoded[name] = report.encoded.get(name, 0) + count
+        report.upscaled.update(run.upscaled)
+
+    def _write_column(self, cache: Cache, encoder: Encoder) -> Column:
+        """The column's record on disk; its null features are computed only when the record is not there yet."""
+        name = encoder.column.name
+        exists = name in cache.column_names()
+        if exists and name not in self.replaced:
+            return cache.add_column(encoder.column, None)
+        null = encoder.null()
+        stored = store(encoder.column, null, "the null features") if null else None
+        column = cache.replace_column(encoder.column, stored) if exists else cache.add_column(encoder.column, stored)
+        self.replaced.pop(name, None)
+        return column
 
 
-def _inspect_captions(report: EncodeReport, dataset: Dataset, encoders: dict[str, Encoder]) -> None:
-    """Count the captions that are cut or empty among those about to be encoded."""
-    text = encoders.get("text")
-    if not isinstance(text, TextColumn):
-        return
-    captions = _captions_to_encode(report.work, dataset, text.column.name)
-    limit = text.tokenizer.model_max_length
-    report.cut_captions = sum(count > limit for count in text.uncut_token_counts(captions))
-    report.empty_captions = sum(not caption.strip() for caption in captions)
-
-
-def _captions_to_encode(work: Work, dataset: Dataset, column: str) -> list[str]:
-    samples = {sample.id: sample for sample in dataset.samples}
-    captions: list[str] = []
-    for task in work.tasks:
-        if column in task.columns and task.rows is not None:
-            captions += [caption for row in task.rows if "set_aside" not in row for caption in row["captions"]]
-        elif column in task.columns:
-            usable = [samples[i] for i in task.ids if i in samples and not samples[i].fault]
-            captions += [caption for sample in usable for caption in sample.captions]
-    return captions
-
-
-def _estimate(work: Work, dataset: Dataset, encoders: dict[str, Encoder]) -> dict[str, int]:
-    """Bytes of features that the work would write, by column."""
-    estimate = {}
-    for name, encoder in encoders.items():
-        fields = encoder.column.fields
-        if isinstance(encoder, TextColumn):
-            counts = encoder.token_counts(_captions_to_encode(work, dataset, name))
-            per_caption = fields[0].row_bytes + fields[2].row_bytes
-            estimate[name] = sum(counts) * fields[1].row_bytes + len(counts) * per_caption
-        else:
-            estimate[name] = work.counts[name]["new"] * sum(f.row_bytes for f in fields)
-    return estimate
-
-
-def _run(
-    config: EncodeConfig,
-    kind: tuple[int, str],
-    dataset: Dataset,
-    encoders: dict[str, Encoder],
-    memory: Memory,
-    report: EncodeReport,
-) -> None:
-    """Encode what is to do. ``kind`` is the shard size and container that the work was cut for."""
-    cache = Cache.create(config.cache, shard_size=kind[0], container=kind[1])
-    if (cache.shard_size, cache.container) != kind:
-        raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
-    durable.clear_dead_temporaries(cache.root)
-    cache.extend_plan(report.work.new_ids, report.work.first_new_shard)
-    tasks = report.work.tasks
-    columns = {name: _write_column(cache, encoder, tasks) for name, encoder in encoders.items()}
-    run = ShardEncoder(config, cache, dataset, encoders, columns, memory)
-    pictures = [(task, sample) for task in tasks for sample in run.to_decode(task)]
-    ahead = 2 * run.batch_size + run.workers
-    try:
-        with (
-            hushed_pillow(),
-            bar(sum(len(task.ids) for task in tasks), "img", "encode") as progress,
-            mapped_ahead(run.prepare, pictures, workers=run.workers, ahead=ahead) as ready,
-            Committer() as committer,
-        ):
-            for task in tasks:
-                committer.submit(run.encode_shard(task, ready, progress.update))
-    finally:
-        memory.store(cache.root)
-    report.pictures, report.encoded = len(pictures), run.encoded
-    report.set_aside |= run.set_aside
-
-
-def _write_column(cache: Cache, encoder: Encoder, tasks: Sequence[ShardTask]) -> Column:
-    """The column's record on disk; its null features are computed only when the record is not there yet."""
-    name = encoder.column.name
-    if name in cache.column_names():
-        return cache.add_column(encoder.column, None)
-    null = encoder.null()
-    return cache.add_column(encoder.column, store(encoder.column, null, "the null features") if null else None)
+def _announce(counts: Mapping[str, Mapping[str, int]]) -> None:
+    width = max([12, *map(len, counts)])
+    for name, by_state in counts.items():
+        states: Iterable[str] = (f"{s} {by_state.get(s, 0):,}" for s in ("hit", "changed", "new", "gone", "set aside"))
+        logger.info("%-*s %s", width, name, " / ".join(states))

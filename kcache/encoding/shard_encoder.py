@@ -1,21 +1,21 @@
 """Shard after shard: pictures from the pool through the encoders, into commits that follow one behind."""
 
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
 
-from kcache.shards import Cache, Column, KcacheError
-from kcache.shards.records import digest
+from kcache.shards import Cache, Column, Commit, KcacheError, layout, read_rows
 
-from .config import EncodeConfig
-from .dataset import Dataset, Sample
+from .dataset import Dataset
 from .encoders import Encoder, Features, ImageEncoder
+from .images import Decoding
 from .memory import Memory
 from .pictures import Picture, prepare
-from .work import SamplesRow, ShardTask, input_of
+from .rows import SamplesRow, aside, samples_key
+from .work import ShardTask
 
 
 class ShardEncoder:
@@ -23,100 +23,123 @@ class ShardEncoder:
 
     def __init__(
         self,
-        config: EncodeConfig,
         cache: Cache,
         dataset: Dataset,
         encoders: dict[str, Encoder],
         columns: dict[str, Column],
         memory: Memory,
+        decoding: Decoding,
+        batch_size: int,
+        max_upscale: float,
     ) -> None:
+        """``columns`` are those of ``encoders`` as they stand in the cache."""
         self.cache, self.dataset, self.columns, self.memory = cache, dataset, columns, memory
+        self.decoding, self.batch_size, self.max_upscale = decoding, batch_size, max_upscale
         self.encoded = dict.fromkeys(columns, 0)
         self.set_aside: dict[str, str] = {}
-        self.alpha, self.batch_size = config.alpha or "white", config.batch_size or 16
-        self.workers = config.workers or min(8, os.cpu_count() or 1)
-        self.samples = {sample.id: sample for sample in dataset.samples}
+        self.animated: list[str] = []
+        self.upscaled = Counter[str]()
         self.text = {n: e for n, e in encoders.items() if columns[n].reads == "captions"}
         self.image = {n: cast(ImageEncoder, e) for n, e in encoders.items() if columns[n].reads == "image"}
 
-    def to_decode(self, task: ShardTask) -> list[Sample]:
-        """The samples of a shard whose pictures must be read."""
-        if task.rows is not None and not any(name in self.image for name in task.columns):
-            return []
-        usable = [i for n, i in enumerate(task.ids) if task.rows is None or "set_aside" not in task.rows[n]]
-        return [self.samples[i] for i in usable if i in self.samples]
-
-    def prepare(self, item: tuple[ShardTask, Sample]) -> Picture:
-        """One picture as the arrays that this shard's columns need (in the pool)."""
-        task, sample = item
-        wanted = {name: self.image[name] for name in task.columns if name in self.image}
-        return prepare(self.dataset, sample, wanted, self.alpha)
+    def prepare(self, item: tuple[ShardTask, int]) -> Picture:
+        """One picture ready for the columns that it feeds (in the pool)."""
+        task, row = item
+        sample = task.samples[row]
+        assert sample is not None
+        return prepare(self.dataset, sample, {name: self.image[name] for name in task.pictures[row]}, self.decoding)
 
     def encode_shard(
         self, task: ShardTask, ready: Iterator[Picture], advance: Callable[[int], Any]
     ) -> Callable[[], None]:
-        """Encode one shard's missing columns; returns the function that commits them."""
-        features: dict[str, dict[str, Features]] = {name: {} for name in task.columns}
-        rows: dict[str, SamplesRow] = {row["id"]: row for row in task.rows or ()}
-        batch: list[Picture] = []
-        decoded = self.to_decode(task)
-        for number, _ in enumerate(decoded, 1):
+        """Encode what is to do in one shard; returns the function that commits it."""
+        rows = list(task.rows)
+        features: dict[str, dict[int, Features]] = {name: {} for name in self.columns}
+        batch: dict[int, Picture] = {}
+        for i in task.pictures:
             picture = next(ready)
-            self._note(task, picture, rows)
-            if picture.set_aside is None:
-                batch.append(picture)
-            if len(batch) == self.batch_size or (number == len(decoded) and batch):
-                self._encode_pictures(batch, features)
-                batch = []
+            if self._note(task, i, picture, rows):
+                batch[i] = picture
+            if len(batch) == self.batch_size:
+                self._encode_pictures(task, batch, features)
+                batch = {}
             advance(1)
-        advance(len(task.ids) - len(decoded))
-        self._encode_captions(rows, features)
-        for sample_id in task.ids:
-            # A sample that vanished between planning and now: it keeps its place, with the reason.
-            rows.setdefault(sample_id, {"id": sample_id, "captions": [], "sha256": None, "set_aside": "it is gone"})
-        for name, by_id in features.items():
-            self.encoded[name] += len(by_id)
-        ordered = [rows[sample_id] for sample_id in task.ids]
-        return lambda: self._commit(task, ordered, features)
+        self._encode_pictures(task, batch, features)
+        final = [row for row in rows if row is not None]
+        assert len(final) == len(rows)
+        self._encode_captions(task, final, features)
+        for name, by_row in features.items():
+            self.encoded[name] += len(by_row)
+        return lambda: self._commit(task, final, features)
 
-    def _note(self, task: ShardTask, picture: Picture, rows: dict[str, SamplesRow]) -> None:
-        """Fill in a sample's row, or check it against the row that an earlier run wrote."""
-        captions = list(self.samples[picture.id].captions)
-        row: SamplesRow = {"id": picture.id, "captions": captions, "sha256": picture.sha256}
-        if picture.set_aside is None:
-            row |= {"width": picture.width, "height": picture.height}
-        else:
-            row["set_aside"] = picture.set_aside
-            self.set_aside[picture.id] = picture.set_aside
-        if rows.setdefault(picture.id, row) != row:
-            raise KcacheError(f"'{picture.id}' changed while it was being encoded; run the same command again")
+    def _note(self, task: ShardTask, i: int, picture: Picture, rows: list[SamplesRow | None]) -> bool:
+        """Fill in a sample's row, or check it against what the row says; whether there is anything to encode."""
+        sample, known = task.samples[i], rows[i]
+        assert sample is not None
+        expected = task.sha256[i]
+        if picture.sha256 != expected and expected is not None:
+            raise KcacheError(f"'{sample.id}' changed while it was being encoded; run the same command again")
         if picture.sha256:
-            self.memory.learn(picture.id, picture.stat, picture.sha256)
+            self.memory.learn(sample.id, picture.stat, picture.sha256)
+        if picture.set_aside is not None:
+            self.set_aside[sample.id] = picture.set_aside
+            # A row that an earlier run could decode (with more memory, another limit) keeps what it has.
+            rows[i] = known or aside(sample, picture.set_aside, picture.sha256)
+            return False
+        row: SamplesRow = {"id": sample.id, "captions": list(sample.captions), "sha256": picture.sha256}
+        row |= {"width": picture.width, "height": picture.height}
+        rows[i] = known or row
+        if picture.frames > 1:
+            self.animated.append(sample.id)
+        return True
 
-    def _encode_pictures(self, batch: list[Picture], features: dict[str, dict[str, Features]]) -> None:
+    def _encode_pictures(
+        self, task: ShardTask, batch: dict[int, Picture], features: dict[str, dict[int, Features]]
+    ) -> None:
         for name, encoder in self.image.items():
-            if name in features:
-                arrays = [picture.arrays.pop(name) for picture in batch]
-                for picture, one in zip(batch, encoder.features(arrays, self.batch_size), strict=True):
-                    features[name][picture.id] = store(self.columns[name], one, picture.id)
+            fed = [i for i in batch if name in task.pictures[i]]
+            prepared = [batch[i].prepared.pop(name) for i in fed]
+            for i, one in zip(fed, encoder.features(prepared, self.batch_size), strict=True):
+                features[name][i] = store(self.columns[name], one, batch[i].id)
+            resolution = int(self.columns[name].preprocessing.get("resolution", 0))
+            small = [i for i in fed if resolution > self.max_upscale * min(batch[i].width, batch[i].height)]
+            self.upscaled[name] += len(small)
 
-    def _encode_captions(self, rows: dict[str, SamplesRow], features: dict[str, dict[str, Features]]) -> None:
-        usable = [row for row in rows.values() if "set_aside" not in row]
+    def _encode_captions(
+        self, task: ShardTask, rows: list[SamplesRow], features: dict[str, dict[int, Features]]
+    ) -> None:
         for name, encoder in self.text.items():
-            if name in features:
-                encoded = encoder.features([row["captions"] for row in usable], self.batch_size)
-                for row, one in zip(usable, encoded, strict=True):
-                    features[name][row["id"]] = store(self.columns[name], one, row["id"])
+            keys = [self.columns[name].key_of(row) for row in rows]
+            stale = [i for i, key in enumerate(keys) if key is not None and key != task.key(name, i)]
+            encoded = encoder.features([rows[i]["captions"] for i in stale], self.batch_size)
+            for i, one in zip(stale, encoded, strict=True):
+                features[name][i] = store(self.columns[name], one, rows[i]["id"])
 
-    def _commit(self, task: ShardTask, rows: list[SamplesRow], features: dict[str, dict[str, Features]]) -> None:
+    def _commit(self, task: ShardTask, rows: list[SamplesRow], features: dict[str, dict[int, Features]]) -> None:
         """Commit the samples column first: features without their samples would be unexplained."""
-        if task.rows is None:
-            keys = [digest([row["captions"], row["sha256"]]) for row in rows]
-            self.cache.commit_samples(task.shard, rows, keys)
-        for name, by_id in features.items():
-            column = self.columns[name]
-            keys_or_none = [column.input_key(input_of(column, row)) if row["id"] in by_id else None for row in rows]
-            self.cache.commit_features(column, task.shard, [by_id.get(row["id"]) for row in rows], keys_or_none)
+        before = task.committed[layout.SAMPLES]
+        keys = [samples_key(row, self.decoding.signature) for row in rows]
+        if before is None or list(before.keys) != keys or self.cache.rows_of(before) != rows:
+            self.cache.commit_samples(task.shard, rows, keys, _next(before))
+        for name, by_row in features.items():
+            self._commit_column(task, self.columns[name], rows, by_row)
+
+    def _commit_column(
+        self, task: ShardTask, column: Column, rows: list[SamplesRow], encoded: dict[int, Features]
+    ) -> None:
+        """One column of a shard: what was encoded, and beside it the bytes of the rows that are as they were."""
+        before, keys = task.committed[column.name], [column.key_of(row) for row in rows]
+        kept = [i for i, key in enumerate(keys) if key is not None and key == task.key(column.name, i)]
+        made = {*kept, *encoded}
+        now = [key if i in made else None for i, key in enumerate(keys)]
+        if before is not None and list(before.keys) == now:
+            return
+        stored = {**(read_rows(self.cache, column, before, kept) if before and kept else {}), **encoded}
+        self.cache.commit_features(column, task.shard, [stored.get(i) for i in range(len(rows))], now, _next(before))
+
+
+def _next(before: Commit | None) -> int:
+    return before.generation + 1 if before else 1
 
 
 class Committer:

@@ -1,37 +1,49 @@
 """What an encode has to do, and why: the dataset as it is now against the cache's commits."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kcache.shards import Cache, Column, Commit, DamageError, layout
 
-from .dataset import Dataset, Sample
+from .dataset import Sample
 from .memory import Memory
-
-SamplesRow = dict[str, Any]
+from .rows import Compared, SamplesRow, compare, gone
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard's missing columns. ``rows`` is its samples column, or None when that is missing too."""
+    """What is to do in one shard, by row.
+
+    ``samples`` are those of the dataset (None: it has this one no more), ``rows`` what the samples column is to say
+    (None: only the picture can tell), ``committed`` what each column has now, and ``pictures`` the columns that each
+    picture which is to be read will feed.
+    """
 
     shard: int
-    ids: Sequence[str]
-    columns: tuple[str, ...]
-    rows: Sequence[SamplesRow] | None
+    samples: Sequence[Sample | None]
+    rows: Sequence[SamplesRow | None]
+    sha256: Sequence[str | None]
+    committed: Mapping[str, Commit | None]
+    pictures: Mapping[int, tuple[str, ...]]
+
+    def key(self, column: str, row: int) -> str | None:
+        """What a row's features in one column were made from."""
+        commit = self.committed[column]
+        return commit.keys[row] if commit else None
 
 
 @dataclass
 class Work:
-    """What is there, what is to do, and what stands in the way."""
+    """What is there, what is to do, and why."""
 
     tasks: list[ShardTask] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
-    """For each column, its rows by state: hit, new, changed, gone, set aside."""
+    """For each column, its rows by state: hit, changed, new, gone, set aside."""
     changed: dict[str, str] = field(default_factory=dict)
     """Samples that are not what was encoded, and why."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Samples that were known under another id, by the new one: the picture is the same."""
     gone: list[str] = field(default_factory=list)
     new_ids: list[str] = field(default_factory=list)
     first_new_shard: int = 0
@@ -39,35 +51,179 @@ class Work:
     """Samples that an earlier run set aside or that cannot be encoded as they are, and why."""
 
 
-def find_work(
-    dataset: Dataset, cache: Cache | None, columns: Sequence[Column], shard_size: int, memory: Memory
-) -> Work:
-    """Compare a dataset with a cache (None: not made yet). Reads no image whose size and time are as remembered."""
-    samples = {sample.id: sample for sample in dataset.samples}
-    work = Work(counts={column.name: Counter() for column in columns})
-    commits = {name: cache.commits(name) for name in [layout.SAMPLES, *work.counts]} if cache else {}
-    known: set[str] = set()
-    for shard in range(cache.shard_count if cache else 0):
-        assert cache is not None
-        ids = cache.ids(shard)
-        known.update(ids)
-        generation = commits[layout.SAMPLES].get(shard)
-        rows = cache.samples(shard, generation) if generation else None
-        if rows is not None:
-            _compare_rows(work, rows, samples, memory)
-        missing = [c.name for c in columns if rows is None or shard not in commits[c.name]]
-        for column in columns:
-            if column.name in missing:
-                _count_new(work, column, ids, rows, samples)
-            else:
-                assert rows is not None
-                commit = cache.commit(column.name, shard, commits[column.name][shard])
-                _refuse_lost(cache, commit)
-                _compare_keys(work, column, rows, commit.keys, samples)
-        if missing or rows is None:
-            work.tasks.append(ShardTask(shard, ids, tuple(missing), rows))
-    _append_new(work, [s for s in dataset.samples if s.id not in known], cache, shard_size)
-    return work
+Places = dict[str, tuple[int, int]]
+GONE = "gone"
+
+
+def places(cache: Cache | None) -> Places:
+    """Where every sample of a cache lies: shard and row by id, as it is called now."""
+    shards = range(cache.shard_count if cache else 0)
+    return {i: (shard, row) for shard in shards if cache for row, i in enumerate(cache.ids(shard))}
+
+
+@dataclass
+class WorkFinder:
+    """Compares datasets with one cache (None: not made yet).
+
+    ``columns`` are those to bring up to date; ``replaced`` says of some why they are made anew; ``decoding`` is all
+    that decides whether a picture can be decoded; ``prune`` marks samples that are gone as removed.
+    """
+
+    cache: Cache | None
+    shard_size: int
+    columns: Sequence[Column]
+    memory: Memory
+    decoding: object
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    prune: bool = False
+
+    def find(self, samples: Sequence[Sample], known: Places, *, gone: frozenset[str] | None = None) -> Work:
+        """What is to do for ``samples``. Reads no image whose size and time are as remembered.
+
+        ``gone`` are the known samples to take for gone; None: all others than ``samples``.
+        """
+        self._samples = {sample.id: sample for sample in samples}
+        self._gone = gone if gone is not None else frozenset(known.keys() - self._samples.keys())
+        self._generations = {
+            name: self.cache.commits(name) if self.cache and name not in self.replaced else {}
+            for name in (layout.SAMPLES, *(column.name for column in self.columns))
+        }
+        self.work = Work(counts={column.name: Counter() for column in self.columns})
+        new = [sample for sample in samples if sample.id not in known]
+        self._moved = self._find_renamed(new, known)
+        shards = {known[i][0] for i in (*self._samples, *self._gone) if i in known}
+        shards |= {shard for shard, _ in self._moved}
+        for shard in sorted(shards):
+            self._compare_shard(shard)
+        self._append_new([sample for sample in new if sample.id not in self.work.renamed])
+        return self.work
+
+    def _find_renamed(self, new: list[Sample], known: Places) -> dict[tuple[int, int], Sample]:
+        """New samples whose picture is that of one that is gone, by its place. Their features stay where they are."""
+        lost = defaultdict[str, deque[tuple[int, int]]](deque)
+        for shard, rows in self._rows_of(self._gone, known):
+            for i, row in rows.items():
+                if row["sha256"] and "removed" not in row and "set_aside" not in row:
+                    lost[row["sha256"]].append((shard, i))
+        moved: dict[tuple[int, int], Sample] = {}
+        for sample in new if lost else ():
+            at = lost.get(self.memory.sha256(sample.id) or "") if not sample.fault else None
+            if at:
+                moved[at.popleft()] = sample
+        return moved
+
+    def _rows_of(self, ids: Iterable[str], known: Places) -> Iterable[tuple[int, dict[int, SamplesRow]]]:
+        by_shard = defaultdict[int, list[int]](list)
+        for sample_id in ids:
+            by_shard[known[sample_id][0]].append(known[sample_id][1])
+        for shard, numbers in sorted(by_shard.items()):
+            if shard in self._generations[layout.SAMPLES] and self.cache:
+                rows = self.cache.samples(shard, self._generations[layout.SAMPLES][shard])
+                yield shard, {i: rows[i] for i in sorted(numbers)}
+
+    def _compare_shard(self, shard: int) -> None:
+        assert self.cache is not None
+        committed = {name: self._commit(name, shard) for name in self._generations}
+        samples_commit = committed[layout.SAMPLES]
+        rows: Sequence[SamplesRow | None]
+        if samples_commit:
+            rows, keys = self.cache.rows_of(samples_commit), samples_commit.keys
+            ids = [row["id"] for row in rows if row]
+        else:
+            ids = self.cache.planned_ids(shard)
+            rows, keys = [None] * len(ids), (None,) * len(ids)
+        samples = [self._moved.get((shard, i)) or self._samples.get(name) for i, name in enumerate(ids)]
+        compared = [
+            self._compare(row, key, sample, sample_id)
+            for row, key, sample, sample_id in zip(rows, keys, samples, ids, strict=True)
+        ]
+        self._add_task(shard, samples, compared, committed, list(rows) != [c.row for c in compared])
+
+    def _commit(self, name: str, shard: int) -> Commit | None:
+        generation = self._generations[name].get(shard)
+        if generation is None or self.cache is None:
+            return None
+        commit = self.cache.commit(name, shard, generation)
+        _refuse_lost(self.cache, commit)
+        return commit
+
+    def _compare(self, row: SamplesRow | None, key: str | None, sample: Sample | None, sample_id: str) -> Compared:
+        if sample is None:
+            if sample_id not in self._gone or (row and "removed" in row):
+                return Compared(row or gone(sample_id))
+            self.work.gone.append(sample_id)
+            row = row or gone(sample_id)
+            return Compared({**row, "removed": True} if self.prune else row, GONE)
+        compared = compare(row, key, sample, self.memory, self.decoding)
+        if sample.id != sample_id:
+            self.work.renamed[sample.id] = sample_id
+        if compared.row and "set_aside" in compared.row:
+            self.work.set_aside[sample.id] = compared.row["set_aside"]
+        elif compared.reason:
+            self.work.changed[sample.id] = compared.reason
+        return compared
+
+    def _add_task(
+        self,
+        shard: int,
+        samples: Sequence[Sample | None],
+        compared: Sequence[Compared],
+        committed: Mapping[str, Commit | None],
+        edited: bool,
+    ) -> None:
+        """Count the rows of a shard in every column, and note what is to do where anything is."""
+        pictures: dict[int, list[str]] = {i: [] for i, c in enumerate(compared) if c.row is None}
+        for column in self.columns:
+            commit = committed[column.name]
+            edited = edited or commit is None
+            for i, (sample, now) in enumerate(zip(samples, compared, strict=True)):
+                have, want = commit.keys[i] if commit else None, _key(column, sample, now)
+                state = self._state(column, have, want, sample, now)
+                if state:
+                    self.work.counts[column.name][state] += 1
+                if column.reads == "image" and state in ("changed", "new"):
+                    pictures.setdefault(i, []).append(column.name)
+                # What a picture that is gone looked like cannot be encoded any more, only dropped.
+                edited = edited or (have != want and (want is None or column.reads == "captions" or sample is not None))
+        if edited or pictures:
+            rows, hashes = [c.row for c in compared], [c.sha256 for c in compared]
+            fed = {i: tuple(names) for i, names in sorted(pictures.items())}
+            self.work.tasks.append(ShardTask(shard, samples, rows, hashes, committed, fed))
+
+    def _state(
+        self, column: Column, have: str | None, want: str | None, sample: Sample | None, now: Compared
+    ) -> str | None:
+        if sample is None:
+            return "gone" if now.reason == GONE else None
+        if now.row and "set_aside" in now.row:
+            return "set aside"
+        if have is not None and have == want:
+            return "hit"
+        if column.name in self.replaced:
+            self.work.changed.setdefault(sample.id, self.replaced[column.name])
+            return "changed"
+        if have is None:
+            return "new"
+        self.work.changed.setdefault(sample.id, f"an earlier run was cut off before '{column.name}'")
+        return "changed"
+
+    def _append_new(self, new: list[Sample]) -> None:
+        self.work.new_ids = [sample.id for sample in new]
+        self.work.first_new_shard = self.cache.shard_count if self.cache else 0
+        nothing = dict.fromkeys(self._generations)
+        for number, start in enumerate(range(0, len(new), self.shard_size), self.work.first_new_shard):
+            samples = new[start : start + self.shard_size]
+            compared = [self._compare(None, None, sample, sample.id) for sample in samples]
+            self._add_task(number, samples, compared, nothing, True)
+
+
+def _key(column: Column, sample: Sample | None, now: Compared) -> str | None:
+    """The key that a row is to have: for one whose picture is still to be read, if that turns out to be readable."""
+    if now.row is not None:
+        return column.key_of(now.row)
+    if column.reads == "captions":
+        return column.input_key(list(sample.captions)) if sample else None
+    return column.input_key(now.sha256) if now.sha256 else None
 
 
 def _refuse_lost(cache: Cache, commit: Commit) -> None:
@@ -75,77 +231,8 @@ def _refuse_lost(cache: Cache, commit: Commit) -> None:
     path = cache.root / commit.file
     size = path.stat().st_size if path.is_file() else None
     if size != commit.bytes:
-        record = layout.commit(commit.column, commit.shard, commit.generation)
+        record = cache.commit_path(commit.column, commit.shard, commit.generation)
         raise DamageError(
             f"{path} {'is missing' if size is None else f'has {size:,} of {commit.bytes:,} bytes'}; copy it again, or"
-            f" remove {cache.root / record} and run the same command, which then encodes that shard again"
+            f" remove {record} and run the same command, which then encodes that shard again"
         )
-
-
-def input_of(column: Column, row: SamplesRow) -> object:
-    """The part of a sample that a column's features are made from."""
-    return row["sha256"] if column.reads == "image" else row["captions"]
-
-
-def _append_new(work: Work, new: list[Sample], cache: Cache | None, shard_size: int) -> None:
-    work.new_ids, work.first_new_shard = [sample.id for sample in new], cache.shard_count if cache else 0
-    for counts in work.counts.values():
-        counts.update("set aside" if sample.fault else "new" for sample in new)
-    work.set_aside |= {sample.id: sample.fault for sample in new if sample.fault}
-    for number, start in enumerate(range(0, len(new), shard_size), work.first_new_shard):
-        ids = work.new_ids[start : start + shard_size]
-        work.tasks.append(ShardTask(number, ids, tuple(work.counts), None))
-
-
-def _compare_rows(work: Work, rows: Sequence[SamplesRow], samples: Mapping[str, Sample], memory: Memory) -> None:
-    for row in rows:
-        sample = samples.get(row["id"])
-        if sample is None:
-            work.gone.append(row["id"])
-        elif reason := _difference(row, sample, memory):
-            work.changed[row["id"]] = reason
-        elif "set_aside" in row:
-            work.set_aside[row["id"]] = row["set_aside"]
-
-
-def _difference(row: SamplesRow, sample: Sample, memory: Memory) -> str | None:
-    """Why a sample is not what its row of the samples column says, or None where it is."""
-    if list(sample.captions) != row["captions"]:
-        return "caption edited"
-    sha256 = memory.sha256(sample.id)
-    if sha256 != row["sha256"]:
-        return "image bytes differ" if sha256 and row["sha256"] else "image lost" if row["sha256"] else "image appeared"
-    return None
-
-
-def _count_new(
-    work: Work, column: Column, ids: Sequence[str], rows: Sequence[SamplesRow] | None, samples: Mapping[str, Sample]
-) -> None:
-    for i, sample_id in enumerate(ids):
-        sample = samples.get(sample_id)
-        aside = "set_aside" in rows[i] if rows is not None else sample is not None and sample.fault is not None
-        work.counts[column.name]["gone" if sample is None else "set aside" if aside else "new"] += 1
-        if rows is None and sample is not None and sample.fault:
-            work.set_aside[sample_id] = sample.fault
-
-
-def _compare_keys(
-    work: Work, column: Column, rows: Sequence[SamplesRow], keys: Sequence[str | None], samples: Mapping[str, Sample]
-) -> None:
-    counts = work.counts[column.name]
-    for row, key in zip(rows, keys, strict=True):
-        if row["id"] not in samples:
-            counts["gone"] += 1
-        elif row["id"] in work.changed:
-            counts["changed"] += 1
-        elif "set_aside" in row:
-            counts["set aside"] += 1
-        elif key != column.input_key(input_of(column, row)):
-            counts["changed"] += 1
-            work.changed[row["id"]] = (
-                f"it was gone when '{column.name}' was encoded"
-                if key is None
-                else f"its '{column.name}' features were made from something else"
-            )
-        else:
-            counts["hit"] += 1

@@ -2,12 +2,13 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kcache.progress import logger
 from kcache.shards import KcacheError, durable
 from kcache.shards.records import dump_record, load_record
 
@@ -29,6 +30,8 @@ class TrainState:
     columns: list[str]
     samples: int
     first_probe: float | None = None
+    generations: dict[str, list[list[int]]] | None = None
+    """The files that the snapshot pinned (None in checkpoints of older versions), to say what has changed since."""
 
 
 def save_checkpoint(
@@ -103,12 +106,23 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     raise KcacheError(f"there is no checkpoint {wanted} (in {output_dir}: {have}); give 'latest' or one of these")
 
 
-def refuse_other(path: Path, saved: TrainState, now: TrainState) -> None:
-    """KcacheError naming the first thing that differs between a checkpoint and the run that would go on from it."""
+def refuse_other(path: Path, saved: TrainState, now: TrainState, changes: str, accept_new_snapshot: bool) -> None:
+    """KcacheError naming the first thing that differs between a checkpoint and the run that would go on from it.
+
+    ``changes`` says how the snapshot differs; ``accept_new_snapshot`` lets it.
+    """
+    if saved.stage == now.stage and saved.columns == now.columns and saved.snapshot != now.snapshot:
+        if not accept_new_snapshot:
+            raise KcacheError(
+                f"the cache is not what {path} was trained on ({changes}); go on with the cache as it is now by"
+                " --accept-new-snapshot, or start a new run in another --output-dir"
+            )
+        logger.warning("the cache is not what %s was trained on (%s); going on with it as it is now", path, changes)
+        saved = replace(saved, snapshot=now.snapshot, samples=now.samples)
     remedies = {
         "stage": "resume it with the other trainer",
+        "columns": "give the options that choose columns (--resolution, --text-column, views) as they were",
         "snapshot": "the cache is another or has changed; start a new run in another --output-dir",
-        "columns": "give the --resolution it was trained at",
         "samples": "the cache is another or has changed; start a new run in another --output-dir",
         "global_batch": "choose --train-batch-size and --gradient-accumulation-steps so that their product, times the"
         " number of processes, is the same",

@@ -35,6 +35,7 @@ class TrainConfig:
     checkpointing_steps: int = 500
     checkpoints_total_limit: int | None = None  # keep all
     resume_from_checkpoint: str | None = None
+    accept_new_snapshot: bool = False
     logging_steps: int = 10
     probe_samples: int = 256
     check_crc: bool = True

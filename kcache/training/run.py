@@ -13,6 +13,7 @@ from kcache.progress import bar, logger
 from kcache.shards import KcacheError, Snapshot, Stream
 
 from . import checkpointing
+from .changes import describe_changes
 from .checkpointing import TrainState
 from .config import DecoderConfig, PriorConfig
 from .export import save_result
@@ -60,9 +61,10 @@ class TrainingRun:
         saved = checkpointing.load_state(resumed) if resumed else None
         self.state = self._first_state(saved)
         if resumed and saved:
-            checkpointing.refuse_other(resumed, saved, self.state)
+            changes = describe_changes(saved.generations, saved.samples, snapshot)
+            checkpointing.refuse_other(resumed, saved, self.state, changes, config.accept_new_snapshot)
             checkpointing.load_weights(resumed, stage.subfolder, stage.model)
-            self.state = saved
+            self.state = replace(self.state, step=saved.step, first_probe=saved.first_probe)
         wanted = config.num_train_epochs * len(snapshot)
         self.max_steps = config.max_train_steps or -(-wanted // self.geometry.global_batch)
         self._prepare(resumed)
@@ -141,6 +143,7 @@ class TrainingRun:
             snapshot=self.snapshot.digest,
             columns=list(self.stage.columns),
             samples=len(self.snapshot),
+            generations=self.snapshot.generations,
         )
 
     def _shared_seed(self) -> int:

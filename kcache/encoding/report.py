@@ -1,0 +1,52 @@
+"""What an encode found and did, for whoever called it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from .work import Work
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a column's work would take."""
+
+    samples: int
+    unplanned: int
+    """Of them, those that the cache does not know yet."""
+    bytes: int
+    seconds: float
+
+
+@dataclass
+class EncodeReport:
+    """One run: the dataset against the cache, what was encoded, and what a person may want to look at."""
+
+    samples: int = 0
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    """For each column, its rows by state: hit, changed, new, gone, set aside."""
+    changed: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
+    set_aside: dict[str, str] = field(default_factory=dict)
+    encoded: dict[str, int] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    """Of a dry run, by column."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Of a dry run: the columns that a run would refuse to mix, and what differs."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """Samples with a caption that is longer than the text encoder takes, and the tokens of the longest."""
+    empty_captions: int = 0
+    animated: list[str] = field(default_factory=list)
+    upscaled: Counter[str] = field(default_factory=Counter)
+    """For each latents column, the pictures that were enlarged by more than ``max_upscale``."""
+    pictures: int = 0
+    seconds: float = 0.0
+
+    def add(self, work: Work) -> None:
+        """Take over what was found (of a stream, in one window of it)."""
+        for name, counts in work.counts.items():
+            self.counts.setdefault(name, Counter()).update(counts)
+        self.changed |= work.changed
+        self.renamed |= work.renamed
+        self.gone += work.gone
+        self.set_aside |= work.set_aside
