@@ -13,12 +13,13 @@ from kcache.shards.cache import different_column, refuse_foreign_folder
 from .columns import make_encoders
 from .config import DEFAULT_SHARD_SIZE, EncodeConfig
 from .dataset import Dataset, DatasetOptions
-from .encoders import Encoder, TextColumn
+from .encoders import Encoder
 from .images import hushed_pillow
 from .memory import Memory
 from .open_dataset import open_dataset
 from .pictures import mapped_ahead
 from .shard_encoder import Committer, ShardEncoder, store
+from .text_column import TextColumn
 from .work import ShardTask, Work, find_work
 
 

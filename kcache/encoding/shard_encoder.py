@@ -10,6 +10,7 @@ import numpy as np
 from kcache.shards import Cache, Column, KcacheError
 from kcache.shards.records import digest
 
+from .columns import alpha_of
 from .config import EncodeConfig
 from .dataset import Dataset, Sample
 from .encoders import Encoder, Features, ImageEncoder
@@ -33,7 +34,7 @@ class ShardEncoder:
         self.cache, self.dataset, self.columns, self.memory = cache, dataset, columns, memory
         self.encoded = dict.fromkeys(columns, 0)
         self.set_aside: dict[str, str] = {}
-        self.alpha, self.batch_size = config.alpha or "white", config.batch_size or 16
+        self.alpha, self.batch_size = alpha_of(columns.values()), config.batch_size or 16
         self.workers = config.workers or min(8, os.cpu_count() or 1)
         self.samples = {sample.id: sample for sample in dataset.samples}
         self.text = {n: e for n, e in encoders.items() if columns[n].reads == "captions"}
