@@ -172,9 +172,9 @@ def test_a_device_that_is_not_there_is_named(encode: Encode, pictures: Path, tmp
 def test_a_feature_that_does_not_fit_stops_the_encode_with_the_samples_name(
     encode: Encode, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, fault: str
 ) -> None:
-    from kcache.encoding import encoders
+    from kcache.encoding.image_column import ImageColumn
 
-    original, calls = encoders.ImageColumn.features, iter(range(10**6))
+    original, calls = ImageColumn.features, iter(range(10**6))
 
     def features_with_a_fault(self: Any, inputs: Any, batch_size: int) -> Iterator[Any]:
         for one in original(self, inputs, batch_size):
@@ -182,7 +182,7 @@ def test_a_feature_that_does_not_fit_stops_the_encode_with_the_samples_name(
                 one["image_embeds"][3] = value
             yield one
 
-    monkeypatch.setattr(encoders.ImageColumn, "features", features_with_a_fault)
+    monkeypatch.setattr(ImageColumn, "features", features_with_a_fault)
     said = refused(encode(pictures, tmp_path / "cache"))
     sample = ids(Cache(tmp_path / "cache"))[5]
     assert said.startswith(f"field 'image_embeds' of column 'image' {fault} for sample '{sample}'")

@@ -1,91 +1,70 @@
-"""From the names of columns to the encoders that fill them."""
+"""From the options of an encode and the records of a cache to the encoders of its columns."""
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from kcache.checkpoints import DECODER, PRIOR, Checkpoint
-from kcache.devices import find_device
-from kcache.shards import Cache, Column, UsageError
+from kcache.shards import Cache, Column, UsageError, layout
+from kcache.views import BUCKETS, ColumnName, parse_column
 
-from .config import DEFAULT_RESOLUTION, EncodeConfig
-from .encoders import STORE_DTYPES, Encoder, ImageColumn, LatentsColumn, Precision, TextColumn
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """What every column is made with. A precision of None is the column's own, or the device's default if it is new."""
-
-    prior: Checkpoint
-    decoder: Checkpoint
-    alpha: str
-    encode_dtype: str | None
-    store_dtype: str | None
-    device: str | None
-
-
-def _text(name: str, with_: Encoders, precision: Precision) -> Encoder:
-    return TextColumn(name, with_.prior, precision)
-
-
-def _image(name: str, with_: Encoders, precision: Precision) -> Encoder:
-    return ImageColumn(name, with_.prior, precision, with_.alpha)
-
-
-def _latents(name: str, with_: Encoders, precision: Precision) -> Encoder:
-    return LatentsColumn(name, with_.decoder, precision, with_.alpha, int(name.removeprefix("latents-")))
-
-
-COLUMNS: dict[str, Callable[[str, Encoders, Precision], Encoder]] = {
-    r"text": _text,
-    r"image": _image,
-    r"latents-[1-9]\d*": _latents,
-}
-"""What makes a column, by the pattern of its name. A new kind is one line here and one class in encoders.py."""
-
-
-def column_names(columns: Sequence[str], resolutions: Sequence[int]) -> list[str]:
-    """The columns to encode: those named, or text, image and the latents of each resolution."""
-    latents = [f"latents-{n}" for n in dict.fromkeys(resolutions)]
-    names = ["text", "image", *latents]
-    if columns:
-        # `--columns latents --resolution 512 768` means all latents that are named by a resolution.
-        names = [n for c in dict.fromkeys(columns) for n in (latents if c == "latents" else [c])]
-    return list(dict.fromkeys(names))
+from .config import EncodeConfig
+from .encoders import Encoder
+from .image_column import ImageColumn
+from .latents_column import LatentsColumn
+from .selection import column_names
+from .settings import DEFAULT_ALPHA, Settings
+from .text_column import TextColumn
 
 
 def make_encoders(config: EncodeConfig, cache: Cache | None) -> dict[str, Encoder]:
-    """The encoder of every column that ``config`` asks for. What it leaves open is as the cache has it."""
+    """The encoder of every column to encode, in a fixed order. What ``config`` leaves open is as the cache has it.
 
-    def checkpoint(name: str) -> Checkpoint:
-        return Checkpoint(name, config.revision, config.variant, config.cache_dir)
-
-    with_ = Encoders(
-        checkpoint(config.pretrained_prior_model_name_or_path or PRIOR),
-        checkpoint(config.pretrained_decoder_model_name_or_path or DECODER),
-        config.alpha or "white",
-        config.encode_dtype,
-        config.store_dtype,
-        config.device,
-    )
-    names = column_names(config.columns, config.resolution or (DEFAULT_RESOLUTION,))
-    return {name: make_encoder(name, with_, cache) for name in names}
+    An option that contradicts a column's record is no error here: it makes an encoder with another fingerprint.
+    UsageError for options that contradict one another.
+    """
+    records = {name: cache.column(name) for name in cache.column_names()} if cache else {}
+    # A kill may leave some of the first columns' records and not the others: with no shard yet, a cache is a new one.
+    names = column_names(config, list(records), new=cache is None or not cache.commits(layout.SAMPLES))
+    encoders = {name.name: _make(name, Settings(config, name, records)) for name in names}
+    made = {name: encoder.column for name, encoder in encoders.items()}
+    alpha_of(made.values())
+    _require_one_cut((records | made).values())
+    return encoders
 
 
-def make_encoder(name: str, with_: Encoders, cache: Cache | None) -> Encoder:
-    """The encoder of one column. UsageError for a name that no pattern fits."""
-    for pattern, make in COLUMNS.items():
-        if re.fullmatch(pattern, name):
-            existing = cache.column(name) if cache and name in cache.column_names() else None
-            return make(name, with_, _precision(with_, existing))
-    raise UsageError(
-        f"there is no column '{name}'; columns are text, image and latents-N, with N a resolution in pixels"
-    )
+def _make(name: ColumnName, settings: Settings) -> Encoder:
+    """The encoder of one column. A new kind is a branch here, its name in views.py and a class beside it."""
+    checkpoint, precision = settings.checkpoint(), settings.precision()
+    if name.view is None:
+        return TextColumn(name.name, checkpoint, precision, settings.template())
+    cut, alpha, flip = settings.cut(name.view), settings.alpha(), name.view.flip
+    if name.kind == "image":
+        return ImageColumn(name.name, checkpoint, precision, alpha, cut, flip=flip)
+    assert name.resolution is not None, name
+    return LatentsColumn(name.name, checkpoint, precision, alpha, name.resolution, cut, flip=flip)
 
 
-def _precision(with_: Encoders, existing: Column | None) -> Precision:
-    device = find_device(with_.device)
-    encode = existing.encode_dtype if existing else "fp32" if device.type == "cpu" else "fp16"
-    stored = {numpy: name for name, numpy in STORE_DTYPES.items()}
-    store = stored[existing.fields[0].dtype] if existing else "fp16"
-    return Precision(with_.encode_dtype or encode, with_.store_dtype or store, device)
+def alpha_of(columns: Iterable[Column]) -> str:
+    """How all these columns take transparent pixels. UsageError where they differ, for a picture is decoded once."""
+    by_alpha = {column.preprocessing["alpha"]: column.name for column in columns if "alpha" in column.preprocessing}
+    if len(by_alpha) > 1:
+        differing = " and ".join(f"'{name}' (--alpha {alpha})" for alpha, name in sorted(by_alpha.items()))
+        raise UsageError(
+            f"columns {differing} take transparent pixels differently and a picture is decoded once;"
+            " encode them one after the other with --columns"
+        )
+    return next(iter(by_alpha), DEFAULT_ALPHA)
+
+
+def _require_one_cut(columns: Iterable[Column]) -> None:
+    """UsageError where CLIP and MoVQ would see different parts of a picture under the same name of a view."""
+    cuts: dict[tuple[str, int | None], Column] = {}
+    for column in columns:
+        name = parse_column(column.name)
+        if name.view and name.view.cut:
+            key = (name.view.cut, name.resolution if name.view.cut == BUCKETS else None)
+            other = cuts.setdefault(key, column)
+            if other.preprocessing["crop"] != column.preprocessing["crop"]:
+                raise UsageError(
+                    f"columns '{other.name}' and '{column.name}' must be cut alike and are not"
+                    f" ({other.preprocessing['crop']} and {column.preprocessing['crop']});"
+                    " leave out --bucket-step, --crop-scale and --crop-seed, or encode both with the same"
+                )

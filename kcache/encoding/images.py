@@ -53,22 +53,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def centre_square(image: Image.Image, resolution: int) -> npt.NDArray[np.float32]:
-    """The picture as the reference gives it to MoVQ: ``(3, resolution, resolution)`` in [-1, 1].
-
-    Centre crop to a square, bicubic resize with ``reducing_gap=1``, ``/ 127.5 - 1`` (train_text_to_image_decoder.py of
-    diffusers, ``center_crop`` and ``train_transforms``).
-    """
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    # Half pixels go to Pillow as they are: it rounds all four edges, each on its own, as in the reference.
-    square = image.crop((left, top, left + side, top + side))
-    square = square.resize((resolution, resolution), resample=Image.Resampling.BICUBIC, reducing_gap=1)
-    pixels = np.asarray(square).astype(np.float32) / 127.5 - 1
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
 def clip_pixels(processor: Any) -> Callable[[Image.Image], npt.NDArray[np.float32]]:
     """A function from a picture to the ``(3, H, W)`` array that `processor` (a CLIP image processor) makes of it."""
 

@@ -9,11 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from .dataset import Dataset, Sample, Stat
-from .encoders import ImageEncoder
+from .encoders import ImageEncoder, Prepared
 from .images import UnreadableImageError, decode
 
 Item = TypeVar("Item")
@@ -29,7 +26,7 @@ class Picture:
     sha256: str | None = None
     width: int = 0
     height: int = 0
-    arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    arrays: dict[str, Prepared] = field(default_factory=dict)
     set_aside: str | None = None
 
 
@@ -47,7 +44,7 @@ def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncode
         image = decode(data, alpha)
     except UnreadableImageError as error:
         return Picture(sample.id, stat, sha256, set_aside=str(error))
-    arrays = {name: encoder.prepare(image) for name, encoder in encoders.items()}
+    arrays = {name: encoder.prepare(image, sha256) for name, encoder in encoders.items()}
     return Picture(sample.id, stat, sha256, image.width, image.height, arrays)
 
 

@@ -1,0 +1,145 @@
+"""CLIP text: what a caption becomes, and how long captions are cut."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcache.checkpoints import Checkpoint
+from kcache.fingerprints import file_sha256
+from kcache.shards import Column, Field, KcacheError
+from kcache.shards.records import digest
+
+from .batches import Batches
+from .encoders import STORE_DTYPES, Array, Features, Precision, load_model, notes_of, to_numpy
+from .templates import CaptionTemplate
+
+EncodedCaption = tuple[Array, Array]
+"""``text_embeds`` (D,) and the ``hidden_states`` (T, D) of the real tokens."""
+
+
+class TextColumn:
+    """CLIP text: ``text_embeds`` and the hidden states of the real tokens, caption after caption.
+
+    Computed as in the reference: padded to ``model_max_length``, truncated, without an attention mask. Pad tokens are
+    then dropped, which loses nothing: the prior masks them and reads only its last token. A sample with C captions of
+    T1 .. TC tokens has ``text_embeds`` (C, D), ``hidden_states`` (T1 + .. + TC, D) and ``lengths`` (C,).
+    """
+
+    def __init__(
+        self, name: str, prior: Checkpoint, precision: Precision, template: CaptionTemplate | None = None
+    ) -> None:
+        """Read the configuration and hash the weights; load nothing. A template is put around every caption."""
+        self._component, self._precision, self._template = prior.component("text_encoder"), precision, template
+        self._tokenizer_folder = prior.component("tokenizer").folder
+        self._batches = Batches(name, "caption", precision.device)
+        config, stored = self._component.config(), STORE_DTYPES[precision.store_dtype]
+        self.column = Column(
+            name=name,
+            reads="captions",
+            fields=(
+                Field("text_embeds", stored, (None, config["projection_dim"])),
+                Field("hidden_states", stored, (None, config["hidden_size"])),
+                Field("lengths", "int32", (None,)),
+            ),
+            encoder={"class": "CLIPTextModelWithProjection", **self._component.identity()},
+            preprocessing={
+                "vocabulary": _vocabulary_digest(self._tokenizer_folder),
+                "max_length": self.tokenizer.model_max_length,
+                **({"template": template.source} if template else {}),
+            },
+            encode_dtype=precision.encode_dtype,
+            notes=notes_of(prior),
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        from transformers import CLIPTokenizer
+
+        try:
+            return CLIPTokenizer.from_pretrained(str(self._tokenizer_folder))
+        except Exception as error:  # A damaged vocabulary raises bare Exceptions from the Rust below.
+            cause = str(error).split("\n")[0].rstrip(". ")
+            raise KcacheError(
+                f"{self._tokenizer_folder} does not load as CLIPTokenizer ({cause}); download the checkpoint again"
+            ) from error
+
+    @cached_property
+    def _model(self) -> Any:
+        from transformers import CLIPTextModelWithProjection
+
+        return load_model(self._component, CLIPTextModelWithProjection, self._precision)
+
+    def token_counts(self, captions: Sequence[str]) -> list[int]:
+        """How many tokens of each caption are stored: begin, text and end, cut at ``model_max_length``."""
+        return [min(count, self.tokenizer.model_max_length) for count in self.uncut_token_counts(captions)]
+
+    def uncut_token_counts(self, captions: Sequence[str]) -> list[int]:
+        """How many tokens each caption has before it is cut, those of the template with it."""
+        texts = self._templated(captions)
+        return [len(row) for row in self.tokenizer(texts, verbose=False).input_ids] if texts else []
+
+    def cut_captions(self, captions: Sequence[str]) -> list[tuple[str, int]]:
+        """The captions that are longer than ``model_max_length`` tokens and so are cut, with their uncut counts."""
+        counted = zip(captions, self.uncut_token_counts(captions), strict=True)
+        return [(caption, count) for caption, count in counted if count > self.tokenizer.model_max_length]
+
+    def features(self, inputs: Sequence[Sequence[str]], batch_size: int) -> Iterator[Features]:
+        """The features of each sample from its captions, in order; captions that are equal are encoded once."""
+        return self._features([self._templated(captions) for captions in inputs], batch_size)
+
+    def null(self) -> Features:
+        """The features of the empty caption, without a template: what guidance steers away from has no words at all."""
+        return next(self._features([[""]], 1))
+
+    def _templated(self, captions: Sequence[str]) -> list[str]:
+        return [self._template(caption) for caption in captions] if self._template else list(captions)
+
+    def _features(self, inputs: Sequence[Sequence[str]], batch_size: int) -> Iterator[Features]:
+        last_use = {caption: i for i, captions in enumerate(inputs) for caption in captions}
+        distinct = list(last_use)  # in the order of their first use, so that each is encoded when it is asked for
+        model = self._model  # loaded outside of the batches: no smaller batch helps where its weights do not fit
+        encoded = self._batches.map(lambda batch: self._encode(model, batch), distinct, batch_size)
+        kept: dict[str, EncodedCaption] = {}
+        for i, captions in enumerate(inputs):
+            for caption in captions:
+                if caption not in kept:
+                    kept[caption] = next(encoded)
+            yield _joined([kept[caption] for caption in captions])
+            kept = {caption: one for caption, one in kept.items() if last_use[caption] > i}
+
+    def _encode(self, model: Any, captions: Sequence[str]) -> list[EncodedCaption]:
+        import torch
+
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            list(captions), max_length=length, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            output = model(tokens.input_ids.to(self._precision.device))
+        embeds, hidden_states = to_numpy(output.text_embeds), to_numpy(output.last_hidden_state)
+        counts = tokens.attention_mask.sum(1).tolist()
+        return [(embed, hidden[:n]) for embed, hidden, n in zip(embeds, hidden_states, counts, strict=True)]
+
+
+def _joined(captions: Sequence[EncodedCaption]) -> Features:
+    """The fields of one sample from its encoded captions."""
+    return {
+        "text_embeds": np.stack([embeds for embeds, _ in captions]),
+        "hidden_states": np.concatenate([hidden_states for _, hidden_states in captions]),
+        "lengths": np.asarray([len(hidden_states) for _, hidden_states in captions], np.int32),
+    }
+
+
+def _vocabulary_digest(folder: Path) -> str:
+    """sha256 over the files that fix how captions become tokens.
+
+    The pad token is not among them: padding comes last, attention is causal, and its hidden states are dropped.
+    """
+    names = [name for name in ("vocab.json", "merges.txt") if (folder / name).is_file()] or ["tokenizer.json"]
+    if not all((folder / name).is_file() for name in names):
+        raise KcacheError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json; download it again")
+    return digest({name: file_sha256(folder / name) for name in names})
