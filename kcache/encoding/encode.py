@@ -186,7 +186,7 @@ def _run(
     ahead = 2 * run.batch_size + run.workers
     try:
         with (
-            hushed_pillow(),
+            hushed_pillow(config.max_pixels),
             bar(sum(len(task.ids) for task in tasks), "img", "encode") as progress,
             mapped_ahead(run.prepare, pictures, workers=run.workers, ahead=ahead) as ready,
             Committer() as committer,

@@ -54,7 +54,7 @@ class Encoder(Protocol):
 class ImageEncoder(Encoder, Protocol):
     """An encoder that reads the picture and not the captions."""
 
-    def prepare(self, image: "Image.Image") -> npt.NDArray[np.float32]:
+    def prepare(self, image: "Image.Image", sha256: str) -> npt.NDArray[np.float32]:
         """The array that one picture is encoded from. Called from several threads."""
 
 
@@ -171,7 +171,7 @@ class ImageColumn:
         )
 
     @cached_property
-    def prepare(self) -> Callable[["Image.Image"], npt.NDArray[np.float32]]:
+    def prepare(self) -> Callable[["Image.Image", str], npt.NDArray[np.float32]]:
         """The checkpoint's image processor: always the PIL one, whose pixels differ a little from torchvision's."""
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -223,7 +223,7 @@ class LatentsColumn:
             notes=_notes(decoder),
         )
 
-    def prepare(self, image: "Image.Image") -> npt.NDArray[np.float32]:
+    def prepare(self, image: "Image.Image", sha256: str) -> npt.NDArray[np.float32]:
         """The centre square at this column's resolution, in [-1, 1]."""
         return centre_square(image, self._resolution)
 

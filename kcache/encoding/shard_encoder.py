@@ -13,6 +13,7 @@ from kcache.shards.records import digest
 from .config import EncodeConfig
 from .dataset import Dataset, Sample
 from .encoders import Encoder, Features, ImageEncoder
+from .images import Decoding
 from .memory import Memory
 from .pictures import Picture, prepare
 from .work import SamplesRow, ShardTask, input_of
@@ -33,7 +34,8 @@ class ShardEncoder:
         self.cache, self.dataset, self.columns, self.memory = cache, dataset, columns, memory
         self.encoded = dict.fromkeys(columns, 0)
         self.set_aside: dict[str, str] = {}
-        self.alpha, self.batch_size = config.alpha or "white", config.batch_size or 16
+        self.decoding = Decoding(config.alpha or "white", config.max_pixels)
+        self.batch_size = config.batch_size or 16
         self.workers = config.workers or min(8, os.cpu_count() or 1)
         self.samples = {sample.id: sample for sample in dataset.samples}
         self.text = {n: e for n, e in encoders.items() if columns[n].reads == "captions"}
@@ -50,7 +52,7 @@ class ShardEncoder:
         """One picture as the arrays that this shard's columns need (in the pool)."""
         task, sample = item
         wanted = {name: self.image[name] for name in task.columns if name in self.image}
-        return prepare(self.dataset, sample, wanted, self.alpha)
+        return prepare(self.dataset, sample, wanted, self.decoding)
 
     def encode_shard(
         self, task: ShardTask, ready: Iterator[Picture], advance: Callable[[int], Any]
@@ -96,7 +98,7 @@ class ShardEncoder:
     def _encode_pictures(self, batch: list[Picture], features: dict[str, dict[str, Features]]) -> None:
         for name, encoder in self.image.items():
             if name in features:
-                arrays = [picture.arrays.pop(name) for picture in batch]
+                arrays = [picture.prepared.pop(name) for picture in batch]
                 for picture, one in zip(batch, encoder.features(arrays, self.batch_size), strict=True):
                     features[name][picture.id] = store(self.columns[name], one, picture.id)
 
