@@ -1,18 +1,17 @@
 """`kcache encode`: a dataset's captions and images through the frozen encoders into a cache."""
 
-from functools import partial
 from typing import Any
 
 import click
 
 from kcache.cli.options import Choice, ListOption, make_config
-from kcache.cli.sections import SectionedCommand, option
+from kcache.cli.sections import SectionedCommand, section
 
-what = partial(option, "What is encoded")
-captions = partial(option, "Captions")
-dataset_option = partial(option, "The dataset")
-cache_option = partial(option, "The cache")
-encoders = partial(option, "The encoders")
+what = section("What is encoded")
+captions = section("Captions")
+dataset_option = section("The dataset")
+cache_option = section("The cache")
+encoders = section("The encoders")
 
 
 @click.command(cls=SectionedCommand)

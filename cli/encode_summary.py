@@ -21,7 +21,12 @@ def print_dry_run(config: "EncodeConfig", report: "EncodeReport") -> None:
     width = max([12, *map(len, report.estimates)])
     for name, cost in report.estimates.items():
         known = cost.samples - cost.unplanned
-        reasons = [(cost.unplanned, "not in the cache yet"), (known, "in the cache, see below or lacking this column")]
+        changed = report.counts[name]["changed"]
+        reasons = [
+            (cost.unplanned, "not in the cache yet"),
+            (changed, "changed"),
+            (known - changed, "lacking this column"),
+        ]
         why = ", ".join(f"{n:,} {reason}" for n, reason in reasons if n) or "nothing to do"
         verb = "would refuse" if name in report.refused else "would encode"
         click.echo(
@@ -44,7 +49,6 @@ def _print_reasons(report: "EncodeReport") -> None:
     for sample, reason in report.changed.items():
         by_reason.setdefault(reason, []).append(sample)
     by_reason |= {"picture renamed, features stay": [f"{old} -> {new}" for new, old in report.renamed.items()]}
-    by_reason |= {"gone from the dataset": report.gone}
     for reason, samples in by_reason.items():
         if samples:
             click.echo(f"{reason}: {_named(samples)}")
@@ -93,15 +97,15 @@ def _next_commands(config: "EncodeConfig") -> list[str]:
 def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What a reader of the summary may have to act on."""
     if report.gone and config.prune:
-        click.echo(f"{count(len(report.gone), 'sample')} gone from the dataset: taken out (--prune).", err=True)
+        click.echo(f"Taken out, for they are gone from the dataset: {_named(report.gone)}", err=True)
     elif report.gone:
-        gone = f"{count(len(report.gone), 'sample')} gone from the dataset"
-        click.echo(f"{gone}; the cache keeps them and training uses them, unless you add --prune.", err=True)
+        click.echo(f"Gone from the dataset, or not to be read any more: {_named(report.gone)}", err=True)
+        click.echo("  The cache keeps them and training uses them; --prune takes them out.", err=True)
     if report.cut:
         click.echo(f"{count(len(report.cut), 'caption')} longer than 77 tokens, cut as in the reference:", err=True)
         _print_listed({sample: f"{tokens} tokens" for sample, tokens in report.cut.items()}, config, "--cut-captions")
     if report.empty_captions:
-        click.echo(f"{count(report.empty_captions, 'caption')} empty, encoded as the empty prompt.", err=True)
+        click.echo(f"{count(report.empty_captions, 'empty caption')}, encoded as the empty prompt.", err=True)
     if report.animated:
         click.echo(f"Animated, the first frame was encoded: {_named(report.animated)}", err=True)
     for name, number in report.upscaled.items():

@@ -1,8 +1,11 @@
 """Long lists of options shown under headings in --help."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class SectionedCommand(click.Command):
@@ -20,11 +23,10 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def option(section: str, *args: Any, cls: type[click.Option] = click.Option, **kwargs: Any) -> Any:
-    """`click.option` with the section that it is shown under."""
+def section(title: str) -> Callable[..., Decorator]:
+    """`click.option` for the options that stand under one heading."""
 
-    class InSection(cls):  # type: ignore[misc,valid-type]  # any kind of option may stand in a section
-        pass
+    def option(*args: Any, cls: type[click.Option] = click.Option, **kwargs: Any) -> Decorator:
+        return click.option(*args, cls=type(cls.__name__, (cls,), {"section": title}), **kwargs)
 
-    InSection.section = section
-    return click.option(*args, cls=InSection, **kwargs)
+    return option

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from kcache import __version__
+from kcache import __version__, picture_formats
 
 # What CI runs, as pinned in constraints.txt; tests/test_doctor.py keeps the two equal.
 TESTED = {
@@ -25,12 +25,14 @@ TESTED = {
     "fsspec": "2026.9.0",
     "numpy": "2.4.6",
     "pillow": "13.0.0",
+    "psutil": "7.2.2",
     "click": "8.5.1",
     "tqdm": "4.70.1",
 }
 
 # extra -> (the packages it brings, what they enable)
 EXTRAS = {
+    "heif": (["pillow-heif"], "pictures in HEIC, as phones take them"),
     "xformers": (["xformers"], "nothing yet; meant for memory-efficient attention in the decoder's UNet"),
     "bitsandbytes": (["bitsandbytes"], "nothing yet; meant for 8-bit Adam"),
     "wandb": (["wandb"], "nothing yet; meant for logging to Weights & Biases"),
@@ -91,6 +93,8 @@ class Report:
     hub_offline: bool
     packages: list[Package]
     extras: list[Extra]
+    pictures: dict[str, str | None]
+    """For each optional format of pictures the command that brings it, or None where it can be read."""
     devices: list[Device]
     problems: list[str]
 
@@ -117,6 +121,7 @@ def examine() -> Report:
         hub_offline=hub_offline,
         packages=packages,
         extras=find_extras(),
+        pictures=find_pictures(),
         devices=devices,
         problems=problems,
     )
@@ -136,6 +141,15 @@ def find_extras() -> list[Extra]:
         Extra(name, enables, all(map(installed_version, needed)), f"pip install {' '.join(needed)}")
         for name, (needed, enables) in EXTRAS.items()
     ]
+
+
+def find_pictures() -> dict[str, str | None]:
+    """What is missing for each optional format of pictures; nothing where Pillow itself is (`packages` says so)."""
+    try:
+        have = picture_formats.readable()
+    except ImportError:
+        return {}
+    return {name: None if name in have else get for name, get in picture_formats.OPTIONAL.items()}
 
 
 def find_devices() -> list[Device]:
@@ -198,8 +212,9 @@ def render(report: Report) -> str:
     packages = [(package.name, f"{package.installed or '-':<16} {package.remark}") for package in report.packages]
     devices = [(device.name, describe_device(device)) for device in report.devices]
     extras = [(extra.name, describe_extra(extra)) for extra in report.extras]
-    problems = report.problems or ["none found"]
-    sections = [table(machine), table(packages), table(devices), table(extras), "problems\n  " + "\n  ".join(problems)]
+    pictures = [(picture_formats.NAMES.get(name, name), describe_format(get)) for name, get in report.pictures.items()]
+    problems = "problems\n  " + "\n  ".join(report.problems or ["none found"])
+    sections = [table(machine), table(packages), table(devices), table(pictures), table(extras), problems]
     return "\n\n".join(section for section in sections if section)
 
 
@@ -212,6 +227,11 @@ def describe_device(device: Device) -> str:
 def describe_extra(extra: Extra) -> str:
     """One line for an extra, with the command that gets it where it is absent."""
     return f"present  {extra.enables}" if extra.present else f"absent   {extra.enables}: {extra.get}"
+
+
+def describe_format(get: str | None) -> str:
+    """One line for an optional format of pictures, with the command that brings it where it is missing."""
+    return f"cannot be read: {get}" if get else "can be read"
 
 
 def table(rows: list[tuple[str, str]]) -> str:

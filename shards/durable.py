@@ -1,11 +1,16 @@
 """Files that are whole or absent: temp file, fsync, link, fsync the folder."""
 
 import errno
+import hashlib
 import itertools
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+WINDOWS = os.name == "nt"
+"""Whether folders cannot be flushed, and files that are open anywhere can be neither replaced nor removed."""
 
 _counter = itertools.count()
 TEMPORARY = ".tmp-"
@@ -26,19 +31,22 @@ def put_if_absent(path: Path, data: bytes) -> bool:
         failpoint("link")
         return _link(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         sync_folder(path.parent)
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Make ``path`` hold ``data``, in place of whatever was there; a reader sees the old bytes or the new."""
+    """Make ``path`` hold ``data``, in place of whatever was there; a reader sees the old bytes or the new.
+
+    PermissionError on Windows when another program holds the file open for more than a second.
+    """
     make_folder(path.parent)
     temporary = _write_temporary(path.parent, data)
     try:
         failpoint("replace")
-        os.replace(temporary, path)
+        _rename_over(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
     sync_folder(path.parent)
 
@@ -60,7 +68,7 @@ def make_folder(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in ``folder`` to stable storage (Windows has no such call and needs none)."""
-    if os.name == "nt":
+    if WINDOWS:
         return
     failpoint("fsync folder")
     descriptor = os.open(folder, os.O_RDONLY)
@@ -84,7 +92,7 @@ def clear_dead_temporaries(root: Path) -> int:
     mine = f"{TEMPORARY}{_host()}-"
     dead = [path for path in root.rglob(mine + "*") if not _is_alive(path.name.removeprefix(mine).split("-")[0])]
     for path in dead:
-        path.unlink(missing_ok=True)
+        _discard(path)
     return len(dead)
 
 
@@ -99,7 +107,7 @@ def _write_temporary(folder: Path, data: bytes) -> Path:
             os.fsync(file.fileno())
     except OSError:
         # After a failed write or fsync the page cache may claim what the disk does not hold: never keep such a file.
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
     return temporary
 
@@ -110,26 +118,58 @@ def _link(temporary: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in _NO_LINKS:
             raise
-        # A file system without hard links (exFAT, some network shares): rename is atomic but not exclusive.
-        if path.exists():
-            return False
-        os.replace(temporary, path)
+        return _rename_if_absent(temporary, path)
     return True
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+"""What a file system without hard links (exFAT, some network shares) answers; EINVAL is what Windows makes of it."""
+
+
+def _rename_if_absent(temporary: Path, path: Path) -> bool:
+    """Atomic, but exclusive on Windows only: elsewhere a rename replaces what another process put there meanwhile."""
+    if path.exists():
+        return False
+    try:
+        os.rename(temporary, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _rename_over(temporary: Path, path: Path) -> None:
+    """Rename over ``path``. Windows refuses while any program holds it open, as virus scanners do for moments."""
+    for seconds in _PATIENCE if WINDOWS else ():
+        try:
+            os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    os.replace(temporary, path)
+
+
+_PATIENCE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
+"""Seconds to wait after each attempt: about one in all."""
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a temp file if it is there. One that Windows holds back stays for `clear_dead_temporaries`."""
+    try:
+        temporary.unlink(missing_ok=True)
+    except PermissionError:
+        if not WINDOWS:
+            raise
 
 
 def _host() -> str:
-    return "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
+    """This machine in eight letters: whole names may be long, and differ only at their ends."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _is_alive(pid: str) -> bool:
-    if not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    import psutil  # os.kill(pid, 0) would ask on POSIX, and interrupt the process on Windows
+
+    return not pid.isdigit() or psutil.pid_exists(int(pid))

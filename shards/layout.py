@@ -16,12 +16,16 @@ SAMPLES = "samples"
 
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _RECORD_NAME = re.compile(r"(.+?)(?:\.(\d+))?\.json")
+_DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))])
 _COMMIT_NAME = re.compile(r"(\d{6,})\.(\d{6,})\.json")
 
 
 def is_column_name(name: str) -> bool:
-    """Whether ``name`` may name a column: it becomes a folder, so it is kept to letters, digits and dashes."""
-    return _COLUMN_NAME.fullmatch(name) is not None
+    """Whether ``name`` may name a column: it becomes a folder, so it is kept to letters, digits and dashes.
+
+    Windows opens a device in place of a file that is called as one, whatever ending the name has.
+    """
+    return _COLUMN_NAME.fullmatch(name) is not None and name not in _DEVICES
 
 
 def stem(name: str, edition: int) -> str:

@@ -1,9 +1,10 @@
 """The hot path: fields of chosen rows, read from known offsets straight into the caller's buffers."""
 
+import io
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,20 @@ MAX_OPEN_FILES = 64
 """Shard files that one reader keeps open; the one unused longest is closed first."""
 
 
+def _seek_and_read(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """What ``os.preadv`` does for one buffer, in two calls: Windows and older macOS do not have it."""
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    with io.FileIO(descriptor, closefd=False) as file:
+        return file.readinto(buffers[0])
+
+
+_read_at: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _seek_and_read)
+
+
 class ColumnReader:
     """Random access to one column of a snapshot, by position in ``snapshot.rows``.
 
-    Reads with ``pread``, not a memory map: a file that was cut is an error and not a SIGBUS. Not for two threads.
+    Reads with ``preadv``, not a memory map: a file that was cut is an error and not a SIGBUS. Not for two threads.
     """
 
     def __init__(self, snapshot: Snapshot, name: str, *, check_crc: bool = True) -> None:
@@ -54,7 +65,7 @@ class ColumnReader:
         """
         j = self._fields[field]
         descriptor = self._descriptor(int(self._shards[position]))
-        count = os.preadv(descriptor, [out], int(self._offsets[position, j]))
+        count = _read_at(descriptor, [out], int(self._offsets[position, j]))
         if count != len(out) or len(out) != self._nbytes[position, j]:
             raise self._damage(position, field, f"{count:,} of {int(self._nbytes[position, j]):,} bytes could be read")
         if self.check_crc and zlib.crc32(out) != self._crcs[position, j]:

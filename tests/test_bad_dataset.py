@@ -273,8 +273,8 @@ def test_an_empty_caption_and_one_that_is_too_long_are_encoded_and_counted(
 ) -> None:
     write_rows(dataset, {"a.png": "", "b.png": "  \n", "c.png": LONG_CAPTION})
     result = done(encode(dataset, tmp_path / "cache"))
-    assert "2 captions are empty and were encoded as the empty prompt." in result.stderr
-    assert "1 captions are longer than 77 tokens and were cut, as in the reference." in result.stderr
+    assert "2 empty captions, encoded as the empty prompt." in result.stderr
+    assert "1 caption longer than 77 tokens, cut as in the reference:" in result.stderr
     lengths = {name: read["lengths"].tolist() for name, read in features(Cache(tmp_path / "cache"), "text").items()}
     assert lengths == {"a.png": [2], "b.png": [2], "c.png": [77]}
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -85,6 +86,11 @@ def test_the_names_carry_the_version(built: Path, wheel: Path) -> None:
 def test_the_wheel_holds_every_file_of_the_checkout_and_nothing_else(wheel: Path) -> None:
     held = {name for name in names_in(wheel) if ".dist-info/" not in name}
     assert held == expected_files()
+
+
+def test_no_file_of_the_wheel_is_a_link(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [info.filename for info in archive.infolist() if stat.S_ISLNK(info.external_attr >> 16)]
 
 
 def test_the_wheel_is_typed_licensed_and_has_the_demo_data(wheel: Path) -> None:

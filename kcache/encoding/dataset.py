@@ -1,8 +1,8 @@
 """What is to be encoded: samples with stable ids, and where the bytes of their images come from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kcache.shards.errors import KcacheError
 
@@ -36,12 +36,20 @@ class Dataset(Protocol):
         """What tells without reading that an image is unchanged, or None where only its bytes tell."""
 
 
+@runtime_checkable
+class StreamedDataset(Protocol):
+    def windows(self, size: int) -> Iterator[Dataset]: ...
+
+
 @dataclass(frozen=True)
 class DatasetOptions:
     """How to read a dataset."""
 
-    image_column: str = "image"
-    caption_column: str = "text"
+    image_column: str | None = None
+    caption_column: str | None = None
+    id_column: str | None = None
+    where: str | None = None
+    streaming: bool = False
     config_name: str | None = None
     split: str = "train"
     cache_dir: str | None = None

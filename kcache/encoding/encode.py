@@ -13,11 +13,11 @@ from kcache.shards import Cache, Column, KcacheError, UsageError, durable, layou
 from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
 
-from .columns import make_encoders
+from .columns import alpha_of, make_encoders
 from .config import DEFAULT_SHARD_SIZE, EncodeConfig
 from .dataset import Dataset, DatasetOptions, Sample, StreamedDataset
 from .encoders import Encoder
-from .images import ALPHA, Decoding, hushed_pillow
+from .images import Decoding, hushed_pillow
 from .inspection import estimate, inspect_captions
 from .memory import Memory, Scans
 from .open_dataset import open_dataset
@@ -105,18 +105,10 @@ class _Run:
     """Columns of the cache that other encoders made, and what differs."""
 
     def __post_init__(self) -> None:
-        self.decoding = Decoding(self._alpha(), self.config.max_pixels)
+        self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), self.config.max_pixels)
         self.batch_size = self.config.batch_size or default_batch_size(find_device(self.config.device))
         self.shard_size = self.cache.shard_size if self.cache else self.config.shard_size or DEFAULT_SHARD_SIZE
         self.container = self.cache.container if self.cache else self.config.format or layout.CONTAINERS[0]
-
-    def _alpha(self) -> str:
-        """What becomes of transparent pixels: each picture is decoded once, so all its columns must agree."""
-        asked = {n: e.column.preprocessing["alpha"] for n, e in self.encoders.items() if e.column.reads == "image"}
-        if len(set(asked.values())) > 1:
-            which = ", ".join(f"{name}: {alpha}" for name, alpha in asked.items())
-            raise KcacheError(f"columns differ in --alpha ({which}); encode those of one kind at a time with --columns")
-        return next(iter(asked.values()), ALPHA[0])
 
     def check_columns(self) -> None:
         """Compare the columns with those of the cache. KcacheError where one differs and is not to be replaced."""
@@ -194,7 +186,7 @@ class _Run:
         workers = config.workers or min(8, os.cpu_count() or 1)
         try:
             with (
-                hushed_pillow(),
+                hushed_pillow(config.max_pixels),
                 bar(len(pictures), "img", "encode") as progress,
                 mapped_ahead(run.prepare, pictures, workers=workers, ahead=2 * self.batch_size + workers) as ready,
                 Committer() as committer,

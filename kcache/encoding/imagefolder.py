@@ -31,7 +31,7 @@ class ImageFolder:
         """List the pictures and read their captions; no picture is opened."""
         self.root = root
         pictures, metadata = _walk(root)
-        rows = dict(_metadata_rows(root, metadata, options.caption_column)) if metadata else {}
+        rows = dict(_metadata_rows(root, metadata, (options.caption_column or "text"))) if metadata else {}
         # A row's file is a picture whatever its name ends with.
         pictures |= {name: None for name in rows if name not in pictures and (root / name).is_file()}
         found = [self._sample(name, rows, bool(metadata)) for name in pictures]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from PIL import Image
 
@@ -53,18 +54,19 @@ def estimate(work: Work, encoders: dict[str, Encoder], batch_size: int) -> dict[
         if isinstance(encoder, TextColumn):
             stale = list(captions_to_encode(work, encoder.column))
             ids, captions = [i for i, _ in stale], [c for _, captions in stale for c in captions]
-            nbytes, inputs = encoder.estimated_bytes(captions), len(set(captions))
+            nbytes, inputs = _text_bytes(encoder, captions), len(set(captions))
         else:
-            ids = [
-                sample.id
-                for task in work.tasks
-                for i, names in task.pictures.items()
-                if name in names and (sample := task.samples[i])
-            ]
-            nbytes, inputs = encoder.estimated_bytes(len(ids)), len(ids)
+            pictures = [(task, i) for task in work.tasks for i, names in task.pictures.items() if name in names]
+            ids = [sample.id for task, i in pictures if (sample := task.samples[i])]
+            nbytes, inputs = len(ids) * cast(ImageEncoder, encoder).row_bytes, len(ids)
         seconds = inputs * _seconds_each(encoder, batch_size) if inputs else 0.0
         found[name] = Estimate(len(ids), sum(i in new for i in ids), nbytes, seconds)
     return found
+
+
+def _text_bytes(encoder: TextColumn, captions: Sequence[str]) -> int:
+    embeds, hidden_states, lengths = (field.row_bytes for field in encoder.column.fields)
+    return sum(encoder.token_counts(captions)) * hidden_states + len(captions) * (embeds + lengths)
 
 
 def _seconds_each(encoder: Encoder, batch_size: int) -> float:
@@ -88,5 +90,4 @@ def _made_up(encoder: Encoder, count: int) -> Iterator[object]:
         if isinstance(encoder, TextColumn):
             yield [f"picture {number} of {count}"]
         else:
-            image_encoder: ImageEncoder = encoder  # type: ignore[assignment]
-            yield image_encoder.prepare(Image.new("RGB", (512, 512)), "0" * 64)
+            yield cast(ImageEncoder, encoder).prepare(Image.new("RGB", (512, 512)), "0" * 64)

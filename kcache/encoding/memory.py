@@ -13,10 +13,10 @@ from .dataset import Dataset, Stat
 class Memory:
     """What is known of the pictures of one dataset. Derived: deleting its file costs time and nothing else."""
 
-    def __init__(self, dataset: Dataset, root: Path | None) -> None:
+    def __init__(self, dataset: Dataset, root: Path | None, *, rehash: bool = False) -> None:
         """Read what an earlier run left in the cache at ``root`` (None: not made yet)."""
         self._dataset, self._started = dataset, time.time_ns()
-        self._known = dict(_load(root)) if root else {}
+        self._known = dict(_load(root)) if root and not rehash else {}
         self._seen: dict[str, tuple[Stat, str]] = {}
 
     def sha256(self, sample_id: str) -> str | None:
@@ -61,3 +61,8 @@ def _load(root: Path) -> Iterator[tuple[str, tuple[Stat, str]]]:
 
 def _path(root: Path) -> Path:
     return root / layout.derived("pictures.jsonl")
+
+
+class Scans:
+    def __init__(self, root: Path | None, *, rehash: bool = False) -> None: ...
+    def store(self, root: Path) -> None: ...

@@ -11,7 +11,7 @@ from .dataset import Dataset, DatasetOptions, Sample
 from .imagefolder import ImageFolder
 
 
-def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
+def open_dataset(name_or_path: str, options: DatasetOptions, scans: object = None) -> Dataset:
     """The samples of a folder, a saved ``datasets`` folder or a dataset on the hub, ordered by id."""
     path = Path(name_or_path)
     if not name_or_path.strip():

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from .dataset import Dataset, Sample, Stat
 from .encoders import ImageEncoder, Prepared
-from .images import UnreadableImageError, decode
+from .images import Decoding, decode
+from .pixels import UnreadableImageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,18 +20,24 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture ready for its encoders, or the reason why it is set aside."""
+    """One picture ready for its encoders, or the reason why it is set aside.
+
+    ``prepared`` has for each column what its encoder takes. ``frames`` above 1: it is animated or has several pages, of
+    which the first is encoded. ``transient``: it was set aside for want of memory, so another run may encode it.
+    """
 
     id: str
     stat: Stat | None = None
     sha256: str | None = None
     width: int = 0
     height: int = 0
-    arrays: dict[str, Prepared] = field(default_factory=dict)
+    frames: int = 1
+    prepared: dict[str, Prepared] = field(default_factory=dict)
     set_aside: str | None = None
+    transient: bool = False
 
 
-def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncoder], alpha: str) -> Picture:
+def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncoder], decoding: Decoding) -> Picture:
     """Read and decode one picture once, whatever number of encoders it feeds."""
     stat = dataset.stat(sample.id)
     try:
@@ -41,11 +48,15 @@ def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncode
     if sample.fault:
         return Picture(sample.id, stat, sha256, set_aside=sample.fault)
     try:
-        image = decode(data, alpha)
+        decoded = decode(data, decoding)
+        prepared = {name: encoder.prepare(decoded.image, sha256) for name, encoder in encoders.items()}
     except UnreadableImageError as error:
         return Picture(sample.id, stat, sha256, set_aside=str(error))
-    arrays = {name: encoder.prepare(image, sha256) for name, encoder in encoders.items()}
-    return Picture(sample.id, stat, sha256, image.width, image.height, arrays)
+    except MemoryError:
+        reason = "there was not enough memory to decode it; try again with fewer --workers"
+        return Picture(sample.id, stat, sha256, set_aside=reason, transient=True)
+    width, height = decoded.image.size
+    return Picture(sample.id, stat, sha256, width, height, decoded.frames, prepared)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from .encoders import Encoder, Features, ImageEncoder
 from .images import Decoding
 from .memory import Memory
 from .pictures import Picture, prepare
-from .rows import SamplesRow, aside, samples_key
+from .sample_rows import SamplesRow, aside, samples_key
 from .work import ShardTask
 
 
@@ -35,6 +35,7 @@ class ShardEncoder:
         """``columns`` are those of ``encoders`` as they stand in the cache."""
         self.cache, self.dataset, self.columns, self.memory = cache, dataset, columns, memory
         self.decoding, self.batch_size, self.max_upscale = decoding, batch_size, max_upscale
+        self.signature = decoding.signature
         self.encoded = dict.fromkeys(columns, 0)
         self.set_aside: dict[str, str] = {}
         self.animated: list[str] = []
@@ -84,7 +85,7 @@ class ShardEncoder:
         if picture.set_aside is not None:
             self.set_aside[sample.id] = picture.set_aside
             # A row that an earlier run could decode (with more memory, another limit) keeps what it has.
-            rows[i] = known or aside(sample, picture.set_aside, picture.sha256)
+            rows[i] = known or aside(sample, picture.set_aside, picture.sha256, transient=picture.transient)
             return False
         row: SamplesRow = {"id": sample.id, "captions": list(sample.captions), "sha256": picture.sha256}
         row |= {"width": picture.width, "height": picture.height}
@@ -98,6 +99,8 @@ class ShardEncoder:
     ) -> None:
         for name, encoder in self.image.items():
             fed = [i for i in batch if name in task.pictures[i]]
+            if not fed:
+                continue  # an encoder that has nothing to do is not even loaded
             prepared = [batch[i].prepared.pop(name) for i in fed]
             for i, one in zip(fed, encoder.features(prepared, self.batch_size), strict=True):
                 features[name][i] = store(self.columns[name], one, batch[i].id)
@@ -111,14 +114,15 @@ class ShardEncoder:
         for name, encoder in self.text.items():
             keys = [self.columns[name].key_of(row) for row in rows]
             stale = [i for i, key in enumerate(keys) if key is not None and key != task.key(name, i)]
-            encoded = encoder.features([rows[i]["captions"] for i in stale], self.batch_size)
+            captions = [rows[i]["captions"] for i in stale]
+            encoded = encoder.features(captions, self.batch_size) if captions else iter(())
             for i, one in zip(stale, encoded, strict=True):
                 features[name][i] = store(self.columns[name], one, rows[i]["id"])
 
     def _commit(self, task: ShardTask, rows: list[SamplesRow], features: dict[str, dict[int, Features]]) -> None:
         """Commit the samples column first: features without their samples would be unexplained."""
         before = task.committed[layout.SAMPLES]
-        keys = [samples_key(row, self.decoding.signature) for row in rows]
+        keys = [samples_key(row, self.signature) for row in rows]
         if before is None or list(before.keys) != keys or self.cache.rows_of(before) != rows:
             self.cache.commit_samples(task.shard, rows, keys, _next(before))
         for name, by_row in features.items():

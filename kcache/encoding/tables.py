@@ -17,22 +17,25 @@ class Table:
         """Hash every image once to know its id; none is decoded."""
         from datasets import Image
 
-        for option, column in (("--image-column", options.image_column), ("--caption-column", options.caption_column)):
+        for option, column in (
+            ("--image-column", (options.image_column or "image")),
+            ("--caption-column", (options.caption_column or "text")),
+        ):
             if column not in table.column_names:
                 have = ", ".join(repr(c) for c in table.column_names)
                 raise KcacheError(f"dataset {name} has no column '{column}' (it has: {have}); choose one with {option}")
-        self._image_column, self._name = options.image_column, name
+        self._image_column, self._name = (options.image_column or "image"), name
         try:
-            self._table = table.cast_column(options.image_column, Image(decode=False))
+            self._table = table.cast_column((options.image_column or "image"), Image(decode=False))
         except Exception as error:  # Arrow raises a different class for each type that is no image.
-            kind = table.features[options.image_column]
+            kind = table.features[(options.image_column or "image")]
             raise KcacheError(
-                f"column '{options.image_column}' of dataset {name} holds no images but {kind};"
+                f"column '{(options.image_column or 'image')}' of dataset {name} holds no images but {kind};"
                 " choose another with --image-column"
             ) from error
         self._rows: dict[str, int] = {}
         self._without_image: set[str] = set()
-        captions = table.select_columns([options.caption_column])[options.caption_column]
+        captions = table.select_columns([(options.caption_column or "text")])[(options.caption_column or "text")]
         self.samples = sorted((self._sample(row, captions[row]) for row in range(len(table))), key=lambda s: s.id)
 
     def read(self, sample_id: str) -> bytes:

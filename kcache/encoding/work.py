@@ -8,7 +8,7 @@ from kcache.shards import Cache, Column, Commit, DamageError, layout
 
 from .dataset import Sample
 from .memory import Memory
-from .rows import Compared, SamplesRow, compare, gone
+from .sample_rows import GONE, Compared, SamplesRow, compare, gone
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Work:
 
 
 Places = dict[str, tuple[int, int]]
-GONE = "gone"
 
 
 def places(cache: Cache | None) -> Places:
@@ -83,7 +82,7 @@ class WorkFinder:
         ``gone`` are the known samples to take for gone; None: all others than ``samples``.
         """
         self._samples = {sample.id: sample for sample in samples}
-        self._gone = gone if gone is not None else frozenset(known.keys() - self._samples.keys())
+        self._gone = known.keys() - self._samples.keys() if gone is None else gone
         self._generations = {
             name: self.cache.commits(name) if self.cache and name not in self.replaced else {}
             for name in (layout.SAMPLES, *(column.name for column in self.columns))
@@ -137,7 +136,8 @@ class WorkFinder:
             self._compare(row, key, sample, sample_id)
             for row, key, sample, sample_id in zip(rows, keys, samples, ids, strict=True)
         ]
-        self._add_task(shard, samples, compared, committed, list(rows) != [c.row for c in compared])
+        there = [None if c.reason == GONE else sample for sample, c in zip(samples, compared, strict=True)]
+        self._add_task(shard, there, compared, committed, list(rows) != [c.row for c in compared])
 
     def _commit(self, name: str, shard: int) -> Commit | None:
         generation = self._generations[name].get(shard)
@@ -148,13 +148,16 @@ class WorkFinder:
         return commit
 
     def _compare(self, row: SamplesRow | None, key: str | None, sample: Sample | None, sample_id: str) -> Compared:
-        if sample is None:
-            if sample_id not in self._gone or (row and "removed" in row):
-                return Compared(row or gone(sample_id))
+        if sample is not None:
+            compared = compare(row, key, sample, self.memory, self.decoding)
+        elif sample_id in self._gone and not (row and "removed" in row):
+            compared = Compared(row or gone(sample_id), GONE)
+        else:
+            return Compared(row or gone(sample_id))
+        if compared.reason == GONE:
             self.work.gone.append(sample_id)
-            row = row or gone(sample_id)
-            return Compared({**row, "removed": True} if self.prune else row, GONE)
-        compared = compare(row, key, sample, self.memory, self.decoding)
+            return Compared({**compared.row, "removed": True}, GONE) if self.prune and compared.row else compared
+        assert sample is not None
         if sample.id != sample_id:
             self.work.renamed[sample.id] = sample_id
         if compared.row and "set_aside" in compared.row:
