@@ -20,9 +20,11 @@ def make_encoders(config: EncodeConfig, cache: Cache | None) -> dict[str, Encode
     An option that contradicts a column's record is no error here: it makes an encoder with another fingerprint.
     UsageError for options that contradict one another.
     """
+    # A kill may leave the records of some of the first columns only, so a cache without any shard is still a new one.
+    # Asked before the records are read: another process may be making them.
+    new = cache is None or not cache.commits(layout.SAMPLES)
     records = {name: cache.column(name) for name in cache.column_names()} if cache else {}
-    # A kill may leave some of the first columns' records and not the others: with no shard yet, a cache is a new one.
-    names = column_names(config, list(records), new=cache is None or not cache.commits(layout.SAMPLES))
+    names = column_names(config, list(records), new=new)
     encoders = {name.name: _make(name, Settings(config, name, records)) for name in names}
     made = {name: encoder.column for name, encoder in encoders.items()}
     alpha_of(made.values())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +103,21 @@ def _run(
         return list(to_numpy(encode(pixels)))
 
 
+_LOADED: WeakValueDictionary[tuple[Component, str, "torch.device"], Any] = WeakValueDictionary()
+"""The models in use: the columns of one checkpoint share them, and with the last of these they go."""
+
+
 def load_model(component: Component, model_class: Any, precision: Precision) -> Any:
-    """A component's model on its device. KcacheError where that has too little memory for the weights."""
+    """A component's model on its device, loaded once for all columns that it fills."""
+    key = (component, precision.encode_dtype, precision.device)
+    model = _LOADED.get(key)
+    if model is None:
+        model = _LOADED[key] = _load(component, model_class, precision)
+    return model
+
+
+def _load(component: Component, model_class: Any, precision: Precision) -> Any:
+    """KcacheError where the device has too little memory for the weights."""
     try:
         model = component.load(model_class, torch_dtype(precision.encode_dtype))
         return model.requires_grad_(False).to(precision.device)
