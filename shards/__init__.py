@@ -3,13 +3,14 @@
 from .cache import Cache, Commit
 from .columns import Column, Field
 from .errors import CacheError, DamageError, KcacheError, UsageError
-from .order import Stream, permutation
+from .order import BatchOrder, Stream, permutation
 from .reader import ColumnReader, read_null
 from .snapshot import Snapshot
 from .summary import ColumnSummary, Summary, summarize
 from .verify import Fault, Verification, verify
 
 __all__ = [
+    "BatchOrder",
     "Cache",
     "CacheError",
     "Column",
