@@ -53,8 +53,8 @@ def _columns(
     missing = [name(view) for name in names for view in views if view != View() and name(view) not in have]
     if missing:
         raise UsageError(
-            f"{cache.root} has no column {', '.join(missing)} (it has: {', '.join(have) or 'none'});"
-            f" run 'kcache encode DATASET {cache.root}{options}'"
+            f"{cache.root} lacks {', '.join(missing)} (it has: {', '.join(have) or 'none'});"
+            f" add what is missing with 'kcache encode DATASET {cache.root}{options}'"
         )
     kinds = [[cache.column(name(view)) for view in views] for name in names]
     for first, *others in kinds:

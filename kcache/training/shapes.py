@@ -72,8 +72,8 @@ def report_groups(groups: Sequence[Positions], global_batch: int) -> None:
     )
     if small := sum(size < global_batch for size in sizes):
         logger.warning(
-            "%d of the %d shapes have fewer samples than the %s of an update: an update of theirs repeats samples, and"
-            " comes so much more rarely",
+            "%d of %d shapes with fewer samples than the %s of an update: their updates repeat samples, and come so"
+            " much more rarely",
             small,
             len(groups),
             f"{global_batch:,}",
