@@ -17,6 +17,12 @@ from kcache.cli.train_options import print_report, train_options
 )
 @click.option("--resolution", type=click.IntRange(min=8), help="Which latents to train on.  [default: 512]")
 @click.option(
+    "--buckets",
+    is_flag=True,
+    default=None,
+    help="Train on each picture's own aspect ratio, every update on one shape; encode with --buckets for it.",
+)
+@click.option(
     "--gradient-checkpointing", is_flag=True, default=None, help="Less memory for activations, a slower step."
 )
 @train_options
@@ -29,6 +35,7 @@ def decoder(**options: Any) -> int:
     \b
       kcache train decoder cache --output-dir my-decoder --resolution 512 --train-batch-size 8
       kcache train decoder cache --output-dir my-decoder --resume-from-checkpoint latest ...
+      kcache train decoder cache --output-dir my-decoder --buckets --random-flip ...
     """
     from kcache.training.config import DecoderConfig
     from kcache.training.train import train

@@ -22,6 +22,15 @@ _OPTIONS = [
         "--seed", type=click.IntRange(0, 2**63 - 1), help="Fixes order, noise and timesteps.  [default: drawn]"
     ),
     click.option("--train-batch-size", type=click.IntRange(min=1), help="Samples per device and step.  [default: 1]"),
+    click.option(
+        "--random-flip", is_flag=True, default=None, help="Mirror each sample or not; encode with --flip for it."
+    ),
+    click.option(
+        "--random-crops",
+        is_flag=True,
+        default=None,
+        help="Draw one of each sample's fixed crops, not the centre; encode with --random-crops N for it.",
+    ),
     click.option("--num-train-epochs", type=click.IntRange(min=1), help="Passes over the samples.  [default: 100]"),
     click.option("--max-train-steps", type=click.IntRange(min=1), help="Updates; overrides --num-train-epochs."),
     click.option("--gradient-accumulation-steps", type=click.IntRange(min=1), help="Batches per update.  [default: 1]"),

@@ -15,6 +15,7 @@ from kcache.cli.train_options import print_report, train_options
     metavar="NAME",
     help="The prior to begin from: a hub id or a folder.  [default: kandinsky-community/kandinsky-2-2-prior]",
 )
+@click.option("--text-column", metavar="NAME", help="Which of the cache's captionings to train on.  [default: text]")
 @click.option(
     "--trim-captions/--no-trim-captions",
     default=None,
@@ -30,6 +31,7 @@ def prior(**options: Any) -> int:
     \b
       kcache train prior cache --output-dir my-prior --train-batch-size 64 --max-train-steps 5000
       kcache train prior cache --output-dir my-prior --resume-from-checkpoint latest ...
+      kcache train prior cache --output-dir my-prior --text-column text-sks --random-flip ...
       accelerate launch -m kcache train prior cache --output-dir my-prior
     """
     from kcache.training.config import PriorConfig

@@ -4,7 +4,7 @@ from .cache import Cache
 from .columns import Column, Field
 from .commits import Commit
 from .errors import CacheError, DamageError, KcacheError, UsageError
-from .order import Stream, permutation
+from .order import BatchOrder, Stream, permutation
 from .reader import ColumnReader, read_null
 from .rewrite import read_rows
 from .snapshot import Snapshot
@@ -12,6 +12,7 @@ from .summary import ColumnSummary, Summary, cut_captions, summarize
 from .verify import Fault, Verification, verify
 
 __all__ = [
+    "BatchOrder",
     "Cache",
     "CacheError",
     "Column",

@@ -1,4 +1,8 @@
-"""The order of samples: a pure function of (seed, epoch, number of rows), the same on every machine and version."""
+"""The order of samples and batches: a pure function of seed, place and sizes, the same on every machine and version."""
+
+import heapq
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -6,6 +10,7 @@ import numpy.typing as npt
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_PHASE = 2**32  # the parts of a batch that the phases of `BatchOrder` are counted in
 
 
 def mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -50,3 +55,70 @@ class Stream:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(self.seed, epoch, self.n)
         return self._order
+
+
+class BatchOrder:
+    """Global batches over groups of samples: each of one group, such as latents of one shape, and nothing is dropped.
+
+    Batch j of a group of n samples is due when (j + u) / n batches per sample have passed, u being a phase between 0
+    and 1 drawn from the seed; batches come in the order of their due times (of those due at once, by group). So at any
+    time there is an x for which every group of n samples has given n * x batches, to within one, and in the long run
+    every sample is seen as often as any other. Within a group, samples come from an endless `Stream` of its own. A
+    group that is smaller than a batch repeats samples within it, and its turn comes so much more rarely.
+
+    Any step may be asked for at any time: step 10**12 costs what step 0 does, one step for each group and the order of
+    one epoch. Everything is counted in whole numbers, so that no machine rounds otherwise.
+    """
+
+    def __init__(self, groups: Sequence[npt.NDArray[np.int64]], global_batch: int, seed: int) -> None:
+        """``groups`` hold positions, none of them twice; ``seed`` is 0 to 2**63 - 1."""
+        if global_batch < 1 or not groups or not all(len(group) for group in groups):
+            raise ValueError(f"{len(groups)} groups in batches of {global_batch}: nothing may be empty")
+        self.groups, self.global_batch = groups, global_batch
+        self._streams = [Stream(len(group), _group_seed(seed, group)) for group in groups]
+        self.phases = [_phase(stream.seed) for stream in self._streams]
+        """The u of each group, in 1 / 2**32."""
+        # Times are whole numbers of 1 / (_PHASE * common) batches per sample, in which all that is needed is whole:
+        # 1 / _PHASE of a batch of n samples takes common / n of them. Python's integers have no largest.
+        self._samples, self._common = sum(map(len, groups)), math.lcm(*map(len, groups))
+        self._units = [self._common // len(group) for group in groups]
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """The positions of global batch ``step``, all of one group (shape ``(global_batch,)``)."""
+        given = self.given(step)
+        group = min(range(len(given)), key=lambda group: self._due(group, given[group]))
+        places = self._streams[group].take(given[group] * self.global_batch, self.global_batch)
+        return self.groups[group][places]
+
+    def given(self, step: int) -> list[int]:
+        """How many of the batches before ``step`` each group has given."""
+        # By time x a group has given floor(n * x - u) + 1 batches: more than n * x - u, and at most 1 more. So if x is
+        # chosen to make the sum of all n * x - u + 1 equal to step, at most step are given by then, and fewer than one
+        # for each group are still to come.
+        phases = sum(self.phases) - len(self.phases) * _PHASE
+        time = max(0, (step * _PHASE + phases) * self._common // self._samples)
+        given = [(time // unit - phase) // _PHASE + 1 for unit, phase in zip(self._units, self.phases, strict=True)]
+        turns = [(self._due(group, number), group) for group, number in enumerate(given)]
+        heapq.heapify(turns)
+        for _ in range(step - sum(given)):
+            group = turns[0][1]
+            given[group] += 1
+            heapq.heapreplace(turns, (self._due(group, given[group]), group))
+        return given
+
+    def _due(self, group: int, number: int) -> int:
+        """When batch ``number`` of a group is due."""
+        return (number * _PHASE + self.phases[group]) * self._units[group]
+
+
+def _group_seed(seed: int, group: npt.NDArray[np.int64]) -> int:
+    """The seed of one group's stream: keyed by its first sample, which no other has, and by nothing of the others.
+
+    Where all samples are one group it is ``seed`` itself, for mix(0) is 0: the order then is plain `Stream`'s.
+    """
+    return seed ^ int(mix(group[:1].astype(np.uint64))[0] >> np.uint64(1))
+
+
+def _phase(seed: int) -> int:
+    """The phase of the group whose stream has this seed, in 1 / _PHASE batches: odd, so that it is neither 0 nor 1."""
+    return int(mix(np.array([seed], np.uint64) + _GAMMA)[0] >> np.uint64(32)) | 1

@@ -18,7 +18,7 @@ from .index import load_index
 from .snapshot import ShardFile, Snapshot
 
 MAX_OPEN_FILES = 64
-"""Shard files that one reader keeps open; the one unused longest is closed first."""
+"""Shard files that one reader keeps open unless it is told otherwise; the one unused longest is closed first."""
 
 
 def _seek_and_read(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
@@ -37,11 +37,14 @@ class ColumnReader:
     Reads with ``preadv``, not a memory map: a file that was cut is an error and not a SIGBUS. Not for two threads.
     """
 
-    def __init__(self, snapshot: Snapshot, name: str, *, check_crc: bool = True) -> None:
+    def __init__(
+        self, snapshot: Snapshot, name: str, *, check_crc: bool = True, max_open_files: int = MAX_OPEN_FILES
+    ) -> None:
         """Open no file yet. ``check_crc`` compares the crc32 of every field that is read."""
         pinned = snapshot.pinned[name]
         self.column = pinned.column
         self.check_crc = check_crc
+        self._max_open_files = max_open_files
         self._snapshot = snapshot
         self._fields = {field.name: j for j, field in enumerate(pinned.column.fields)}
         entries = pinned.entries[snapshot.ordinals(name)]
@@ -87,7 +90,7 @@ class ColumnReader:
         descriptor = self._open.get(shard)
         if descriptor is None:
             descriptor = self._open[shard] = self._open_file(self._files[shard])
-            if len(self._open) > MAX_OPEN_FILES:
+            if len(self._open) > self._max_open_files:
                 os.close(self._open.popitem(last=False)[1])
         else:
             self._open.move_to_end(shard)

@@ -16,7 +16,7 @@ from support import ids, metrics, relative_distance
 from tiny import PIXELS
 from torch import Tensor
 
-from kcache.shards import Cache, Snapshot, Stream
+from kcache.shards import BatchOrder, Cache, Snapshot, Stream
 from kcache.training.config import DecoderConfig, PriorConfig
 from kcache.training.draws import CAPTION, NOISE, TIMESTEP, Draws
 from kcache.training.feeder import Feeder
@@ -151,9 +151,10 @@ def run_loop(config: Config, cache: Cache, make_optimizer: Callable[[list[Tensor
         has_dropout=False,
         seed=SEED,
     )
-    batches = geometry.micro_batches(Stream(len(snapshot), SEED), 0, UPDATES)
+    source = stage.make_source(snapshot, SEED)
+    batches = geometry.micro_batches(BatchOrder(source.groups, geometry.global_batch, SEED), 0, UPDATES)
     after = After(update=lambda step: None, logged=lambda progress: None, stop=lambda step: False)
-    with Feeder(stage.make_source(snapshot, SEED), batches, BATCH, torch.device("cpu")) as feeder:
+    with Feeder(source, batches, BATCH, torch.device("cpu")) as feeder:
         assert loop.run(iter(feeder), 0, UPDATES, after) == UPDATES
     return stage
 

@@ -41,6 +41,8 @@ class TrainConfig:
     check_crc: bool = True
     partial: bool = False
     ignore_encoder_mismatch: bool = False
+    random_flip: bool = False
+    random_crops: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class PriorConfig(TrainConfig):
 
     pretrained_prior_model_name_or_path: str = PRIOR
     trim_captions: bool = True
+    text_column: str = "text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +60,5 @@ class DecoderConfig(TrainConfig):
 
     pretrained_decoder_model_name_or_path: str = DECODER
     resolution: int = 512
+    buckets: bool = False
     gradient_checkpointing: bool = False

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-NOISE, TIMESTEP, CAPTION = range(3)
+NOISE, TIMESTEP, CAPTION, VIEW = range(4)
 """The draws. A new one goes at the end: the numbers are part of what makes a run repeatable."""
 
 PROBE = 2**48

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kcache.progress import logger
-from kcache.shards import Stream
+from kcache.shards import BatchOrder
 
 from .objectives import Batch
 from .sources import MicroBatch
@@ -46,10 +46,13 @@ class Geometry:
         """Samples in one update, over all processes and accumulation steps."""
         return self.batch_size * self.accumulation * self.processes
 
-    def micro_batches(self, stream: Stream, first_step: int, stop_step: int) -> Iterator[MicroBatch]:
-        """What this process reads for updates ``first_step`` to ``stop_step``: a pure function of the stream."""
+    def micro_batches(self, order: BatchOrder, first_step: int, stop_step: int) -> Iterator[MicroBatch]:
+        """What this process reads for updates ``first_step`` to ``stop_step``: a pure function of the order.
+
+        All processes and all accumulation steps of an update read samples of one group, and so of one shape.
+        """
         for step in range(first_step, stop_step):
-            positions = stream.take(step * self.global_batch, self.global_batch)
+            positions = order.batch(step)
             for micro in range(self.accumulation):
                 start = (micro * self.processes + self.rank) * self.batch_size
                 slots = range(start, start + self.batch_size)

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from kcache.shards import Snapshot, Stream
 
 from .draws import PROBE
 from .feeder import Feeder
-from .sources import MicroBatch
+from .shapes import Positions
+from .sources import MicroBatch, Source
 from .stages import Stage
 
 SEED = 0
@@ -17,18 +19,25 @@ SEED = 0
 
 
 def probe_loss(objective: Any, stage: Stage, snapshot: Snapshot, samples: int, batch_size: int, device: Any) -> float:
-    """Mean loss over ``samples`` samples with fixed draws, whatever the batch size; changes nothing."""
-    positions = Stream(len(snapshot), SEED).take(0, samples).tolist()
+    """Mean loss over ``samples`` samples with fixed draws, whatever the batch size; changes nothing.
 
-    def micro_batches() -> Iterator[MicroBatch]:
-        for start in range(0, samples, batch_size):
-            slots = range(start, min(start + batch_size, samples))
-            yield MicroBatch(PROBE, slots, positions[slots.start : slots.stop])
-
-    total, source = torch.zeros((), device=device), stage.make_source(snapshot, SEED)
+    Of several views the first stands for each sample, so that a run with mirrored pictures compares with one without.
+    """
+    source = stage.make_source(snapshot, SEED, draw_views=False)
+    batches = _micro_batches(source, Stream(len(snapshot), SEED).take(0, samples), batch_size)
+    total = torch.zeros((), device=device)
     objective.eval()
-    with torch.no_grad(), Feeder(source, micro_batches(), batch_size, device) as feeder:
+    with torch.no_grad(), Feeder(source, batches, batch_size, device) as feeder:
         for batch in feeder:
             total += objective(batch).detach() * len(batch["timesteps"])
     objective.train()
     return float(total / samples)
+
+
+def _micro_batches(source: Source, positions: Positions, batch_size: int) -> Iterator[MicroBatch]:
+    """The samples at ``positions``, group by group. A sample's draws belong to its place among all of them."""
+    for group in source.groups:
+        slots = np.flatnonzero(np.isin(positions, group))
+        for start in range(0, len(slots), batch_size):
+            some = slots[start : start + batch_size]
+            yield MicroBatch(PROBE, some.tolist(), positions[some].tolist())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kcache.progress import bar, logger
-from kcache.shards import KcacheError, Snapshot, Stream
+from kcache.shards import BatchOrder, KcacheError, Snapshot
 
 from . import checkpointing
 from .changes import describe_changes
@@ -20,6 +20,7 @@ from .export import save_result
 from .feeder import Feeder
 from .loop import After, Geometry, Loop, Objective, Progress, finish_step_on_signal
 from .probe import probe_loss
+from .shapes import report_groups
 from .stages import Stage, checkpoint_name
 
 
@@ -78,11 +79,13 @@ class TrainingRun:
                 " ask for more with --max-train-steps or --num-train-epochs"
             )
         self._announce()
+        source = self.stage.make_source(self.snapshot, self.state.seed)
+        if self.accelerator.is_main_process:
+            report_groups(source.groups, self.geometry.global_batch)
         if self.state.first_probe is None:
             self.state = replace(self.state, first_probe=self._probe(first))
-        stream = Stream(len(self.snapshot), self.state.seed)
-        source = self.stage.make_source(self.snapshot, self.state.seed)
-        micro_batches = self.geometry.micro_batches(stream, first, self.max_steps)
+        order = BatchOrder(source.groups, self.geometry.global_batch, self.state.seed)
+        micro_batches = self.geometry.micro_batches(order, first, self.max_steps)
         device, main = self.accelerator.device, self.accelerator.is_main_process
         with (
             bar(self.max_steps, "step", f"train {self.stage.name}", initial=first, shown=main) as progress,

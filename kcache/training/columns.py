@@ -1,0 +1,98 @@
+"""Which columns a run reads: its captioning, its resolution, and the views of each picture that it draws among."""
+
+from collections.abc import Callable, Sequence
+from itertools import count, takewhile
+
+from kcache.shards import Cache, Column, KcacheError, UsageError
+from kcache.views import BUCKETS, CENTRE, CROP, View
+
+from .config import DecoderConfig, PriorConfig
+
+Name = Callable[[View], str]
+"""The name of the column that holds a view of every picture."""
+
+
+def prior_columns(config: PriorConfig, cache: Cache) -> tuple[Column, list[Column]]:
+    """The captions to train on, and the image embeddings of each view. UsageError for a column that is missing."""
+    captionings = [name for name in cache.column_names() if cache.column(name).reads == "captions"]
+    if captionings and config.text_column not in captionings:
+        raise UsageError(
+            f"{cache.root} has no captions in a column '{config.text_column}' (it has: {', '.join(captionings)});"
+            f" choose them with --text-column {captionings[0]}"
+        )
+    # Only the names of buckets have a resolution in them.
+    (images,) = _columns(config, cache, CENTRE, "", [lambda view: view.image_column(0)])
+    return cache.column(config.text_column), images
+
+
+def decoder_columns(config: DecoderConfig, cache: Cache) -> list[list[Column]]:
+    """Latents of each view, and image embeddings of each view. UsageError for a column that is missing."""
+    if config.buckets and config.random_crops:
+        raise UsageError("a picture is cut to its bucket or at random; give --buckets or --random-crops, not both")
+    if not (config.buckets or config.random_crops):
+        _require_resolution(config, cache)
+    resolution = config.resolution
+    cut, options = (BUCKETS, " --buckets") if config.buckets else (CENTRE, "")
+    names: list[Name] = [lambda view: view.latents_column(resolution), lambda view: view.image_column(resolution)]
+    return _columns(config, cache, cut, f" --resolution {resolution}{options}", names)
+
+
+def _columns(
+    config: PriorConfig | DecoderConfig, cache: Cache, cut: str, encode_options: str, names: Sequence[Name]
+) -> list[list[Column]]:
+    """For each kind of column in ``names``, those of all views to draw among; the first view is not mirrored."""
+    have = cache.column_names()
+    cuts, options = [cut], encode_options
+    if config.random_crops:
+        cuts = list(takewhile(lambda crop: names[0](View(crop)) in have, (f"{CROP}{k}" for k in count(1))))
+        options += f" --random-crops {len(cuts) or 4}"
+        cuts = cuts or [f"{CROP}1"]
+    flips = [False, True] if config.random_flip else [False]
+    views = [View(cut, flip) for flip in flips for cut in cuts]
+    options += " --flip" if config.random_flip else ""
+    missing = [name(view) for name in names for view in views if view != View() and name(view) not in have]
+    if missing:
+        raise UsageError(
+            f"{cache.root} lacks {', '.join(missing)} (it has: {', '.join(have) or 'none'});"
+            f" add what is missing with 'kcache encode DATASET {cache.root}{options}'"
+        )
+    kinds = [[cache.column(name(view)) for view in views] for name in names]
+    for first, *others in kinds:
+        _require_alike(cache, first, others)
+    return kinds
+
+
+def _require_resolution(config: DecoderConfig, cache: Cache) -> None:
+    """Refuse a resolution at which the cache has no centre squares, and name what it has."""
+    have, resolution = cache.column_names(), config.resolution
+    if View().latents_column(resolution) in have:
+        return
+    sizes = sorted((c.removeprefix("latents-") for c in have if c.startswith("latents-")), key=len)
+    squares = [size for size in sizes if size.isdigit()]
+    hint = f"use --resolution {squares[0]}" if squares else f"run 'kcache encode DATASET {cache.root}'"
+    if View(BUCKETS).latents_column(resolution) in have:
+        hint = "use --buckets"
+    raise UsageError(
+        f"{cache.root} has no latents at {resolution} px (it has: {', '.join(sizes) or 'none'}); {hint},"
+        f" or add them with 'kcache encode DATASET {cache.root} --resolution {resolution}'"
+    )
+
+
+def _require_alike(cache: Cache, column: Column, others: Sequence[Column]) -> None:
+    """Views of a picture that training draws among come from one encoder and are stored in one dtype."""
+    for other in others:
+        differences = [
+            f"{what} {one}, not {two}"
+            for what, one, two in [
+                ("weights", column.encoder["weights"][:12], other.encoder["weights"][:12]),
+                ("dtype", column.fields[0].dtype, other.fields[0].dtype),
+                ("shape", list(column.fields[0].shape), list(other.fields[0].shape)),
+            ]
+            if one != two
+        ]
+        if differences:
+            raise KcacheError(
+                f"column '{column.name}' of {cache.root} was encoded otherwise than '{other.name}'"
+                f" ({'; '.join(differences)}), so they are not views of one picture; encode the second like the first"
+                f" with 'kcache encode DATASET {cache.root} --replace-column {other.name}'"
+            )
