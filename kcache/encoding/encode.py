@@ -12,10 +12,10 @@ from kcache.shards.cache import different_column, refuse_foreign_folder
 
 from .columns import make_encoders
 from .config import DEFAULT_SHARD_SIZE, EncodeConfig
-from .dataset import Dataset, DatasetOptions
+from .dataset import Dataset, DatasetOptions, StreamedDataset
 from .encoders import Encoder, TextColumn
 from .images import hushed_pillow
-from .memory import Memory
+from .memory import Memory, Scans
 from .open_dataset import open_dataset
 from .pictures import mapped_ahead
 from .shard_encoder import Committer, ShardEncoder, store
@@ -44,7 +44,10 @@ def encode(config: EncodeConfig) -> EncodeReport:
     changed since it was encoded, when a column was made otherwise, or when a feature is not a finite number.
     """
     started = time.monotonic()
-    dataset = open_dataset(config.dataset, _dataset_options(config))
+    scans = Scans(Path(config.cache) if (Path(config.cache) / layout.ROOT_RECORD).exists() else None, config.rehash)
+    dataset = open_dataset(config.dataset, _dataset_options(config), scans)
+    if isinstance(dataset, StreamedDataset):
+        raise KcacheError(f"dataset {config.dataset} is streamed, which encode cannot do yet; leave out --streaming")
     cache = _open_cache(config)
     encoders = _make_encoders(config, cache)
     columns = [encoder.column for encoder in encoders.values()]
@@ -53,7 +56,7 @@ def encode(config: EncodeConfig) -> EncodeReport:
         if cache
         else (config.shard_size or DEFAULT_SHARD_SIZE, config.format or "tar")
     )
-    memory = Memory(dataset, cache.root if cache else None)
+    memory = Memory(dataset, cache.root if cache else None, config.rehash)
     work = find_work(dataset, cache, columns, kind[0], memory)
     report = EncodeReport(work, len(dataset.samples), set_aside=dict(work.set_aside))
     _announce(work)
@@ -63,7 +66,7 @@ def encode(config: EncodeConfig) -> EncodeReport:
         report.estimated_bytes = _estimate(work, dataset, encoders)
         return report
     try:
-        _run(config, kind, dataset, encoders, memory, report)
+        _run(config, kind, dataset, encoders, memory, scans, report)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -77,8 +80,11 @@ def encode(config: EncodeConfig) -> EncodeReport:
 
 def _dataset_options(config: EncodeConfig) -> DatasetOptions:
     return DatasetOptions(
-        image_column=config.image_column or "image",
-        caption_column=config.caption_column or "text",
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        id_column=config.id_column,
+        where=config.where,
+        streaming=config.streaming,
         config_name=config.dataset_config_name,
         split=config.split,
         cache_dir=config.cache_dir,
@@ -171,6 +177,7 @@ def _run(
     dataset: Dataset,
     encoders: dict[str, Encoder],
     memory: Memory,
+    scans: Scans,
     report: EncodeReport,
 ) -> None:
     """Encode what is to do. ``kind`` is the shard size and container that the work was cut for."""
@@ -178,6 +185,7 @@ def _run(
     if (cache.shard_size, cache.container) != kind:
         raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
     durable.clear_dead_temporaries(cache.root)
+    scans.store(cache.root)  # All of it was learned by opening the dataset, and a kill shall not cost it.
     cache.extend_plan(report.work.new_ids, report.work.first_new_shard)
     tasks = report.work.tasks
     columns = {name: _write_column(cache, encoder, tasks) for name, encoder in encoders.items()}
