@@ -145,11 +145,20 @@ def test_a_bad_row_of_metadata_csv_is_named_by_its_line(
     assert refused(encode(dataset, tmp_path / "cache")).startswith(f"{dataset / 'metadata.csv'}{said}")
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_metadata_that_is_not_utf_8_is_named(encode: Encode, dataset: Path, tmp_path: Path, name: str) -> None:
-    write(dataset / name, "file_name,text\na.png,café".encode("latin-1"))
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.jsonl", '{"file_name": "b.png", "text": ""}\n{"file_name": "a.png", "text": "café"}'),
+        ("metadata.csv", "file_name,text\na.png,café"),
+    ],
+)
+def test_metadata_that_is_not_utf_8_is_named(
+    encode: Encode, dataset: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    write(dataset / name, text.encode("latin-1"))
     said = refused(encode(dataset, tmp_path / "cache"))
     assert said.startswith(f"{dataset / name} is not UTF-8 text: ")
+    assert said.endswith(" of line 2")
 
 
 def test_a_caption_file_that_is_not_utf_8_sets_its_picture_aside(encode: Encode, dataset: Path, tmp_path: Path) -> None:

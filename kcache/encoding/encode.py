@@ -177,6 +177,7 @@ class _Run:
         if (cache.shard_size, cache.container) != (self.shard_size, self.container):
             raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
         durable.clear_dead_temporaries(cache.root)
+        self.scans.store(cache.root)  # all of it was learned by opening the dataset, and a kill must not cost it
         cache.extend_plan(work.new_ids, work.first_new_shard)
         columns = {name: self._write_column(cache, encoder) for name, encoder in self.encoders.items()}
         run = ShardEncoder(
@@ -195,7 +196,6 @@ class _Run:
                     committer.submit(run.encode_shard(task, ready, progress.update))
         finally:
             memory.store(cache.root)
-            self.scans.store(cache.root)
         self._note(run, len(pictures))
 
     def _note(self, run: ShardEncoder, pictures: int) -> None:

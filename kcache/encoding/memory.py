@@ -1,20 +1,25 @@
-"""sha256 of pictures by size and time of change, kept in ``index/`` so that a second run opens no picture."""
+"""What earlier runs read, kept in ``index/`` by size and time of change so that a second run opens no picture."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kcache.shards import durable, layout
 
 from .dataset import Dataset, Stat
 
+_MAY_CHANGE_AGAIN = 2 * 10**9
+"""Nanoseconds within which a file may change a second time without its time of change showing it."""
+
 
 class Memory:
-    """What is known of the pictures of one dataset. Derived: deleting its file costs time and nothing else."""
+    """sha256 of the pictures of one dataset. Derived: deleting its file costs time and nothing else."""
 
-    def __init__(self, dataset: Dataset, root: Path | None, *, rehash: bool = False) -> None:
-        """Read what an earlier run left in the cache at ``root`` (None: not made yet)."""
+    def __init__(self, dataset: Dataset, root: Path | None, rehash: bool = False) -> None:
+        """Read what an earlier run left in the cache at ``root`` (None: there is none); ``rehash`` believes nothing."""
         self._dataset, self._started = dataset, time.time_ns()
         self._known = dict(_load(root)) if root and not rehash else {}
         self._seen: dict[str, tuple[Stat, str]] = {}
@@ -35,8 +40,7 @@ class Memory:
 
     def learn(self, sample_id: str, stat: Stat | None, sha256: str) -> None:
         """Note what an image hashed to; ``stat`` is from before its bytes were read."""
-        # A file that changed within the last two seconds may change again without its time showing it.
-        if stat is not None and stat[1] < self._started - 2 * 10**9:
+        if stat is not None and stat[1] < self._started - _MAY_CHANGE_AGAIN:
             self._seen[sample_id] = (stat, sha256)
 
     def store(self, root: Path) -> None:
@@ -50,6 +54,59 @@ class Memory:
             pass  # A read-only or full disk: the pictures are hashed again next time.
 
 
+class Scans:
+    """What sources learned by reading whole files (the members of a tar, the sha256 of a table's images).
+
+    One file for each key, in ``index/scans/``. Derived: deleting the folder costs time and nothing else.
+    """
+
+    def __init__(self, root: Path | None, rehash: bool = False) -> None:
+        """What an earlier run left in the cache at ``root`` (None: there is none); ``rehash`` believes nothing."""
+        self._folder = _scans(root) if root and not rehash else None
+        self._started = time.time_ns()
+        self._asked: set[str] = set()
+        self._learned: dict[str, bytes] = {}
+
+    def get(self, key: str, stat: Stat | None) -> Any:
+        """What `put` was given for this key while the file was as ``stat`` says, or None."""
+        name = _name(key)
+        self._asked.add(name)
+        if self._folder is None or stat is None:
+            return None
+        try:
+            record = json.loads((self._folder / name).read_bytes())
+            return record["value"] if record["key"] == key and record["stat"] == list(stat) else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def put(self, key: str, stat: Stat | None, value: Any) -> None:
+        """Note what a file holds, as JSON; ``stat`` is from before it was read, None where there is no one file."""
+        if stat is not None and stat[1] < self._started - _MAY_CHANGE_AGAIN:
+            record = {"key": key, "stat": stat, "value": value}
+            self._learned[_name(key)] = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()
+
+    def store(self, root: Path) -> None:
+        """Keep what was learned in the cache at ``root``, where the disk allows it; drop what nobody asked for."""
+        folder = _scans(root)
+        try:
+            for name, record in self._learned.items():
+                durable.replace(folder / name, record)
+            for path in folder.glob("*.json"):
+                if path.name not in self._asked:
+                    path.unlink(missing_ok=True)
+        except OSError:
+            pass  # A read-only or full disk: the files are read again next time.
+        self._learned.clear()
+
+
+def _scans(root: Path) -> Path:
+    return root / layout.derived("scans")
+
+
+def _name(key: str) -> str:
+    return f"{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:32]}.json"
+
+
 def _load(root: Path) -> Iterator[tuple[str, tuple[Stat, str]]]:
     try:
         for line in _path(root).read_text().splitlines():
@@ -61,8 +118,3 @@ def _load(root: Path) -> Iterator[tuple[str, tuple[Stat, str]]]:
 
 def _path(root: Path) -> Path:
     return root / layout.derived("pictures.jsonl")
-
-
-class Scans:
-    def __init__(self, root: Path | None, *, rehash: bool = False) -> None: ...
-    def store(self, root: Path) -> None: ...

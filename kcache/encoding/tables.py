@@ -1,112 +1,158 @@
-"""A ``datasets`` table: saved in a folder, or on the hub. A row's id is the sha256 of its image."""
+"""A table that holds its images. A row's id is the sha256 of its image, or what ``--id-column`` says."""
 
 import hashlib
-import logging
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from kcache.shards.errors import KcacheError
+from kcache.fingerprints import file_sha256
 
-from .dataset import DatasetOptions, Sample, Stat, captions_of
+from .dataset import DatasetOptions, Sample, Stat, stat_of
+from .memory import Scans
+from .rows import RowReader
+
+Cell = bytes | Path | None
+"""An image in a table: its bytes, the file that has them, or nothing."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some consecutive rows, and the file that holds them (``key`` names it and the column; ``stat`` None: no file)."""
+
+    key: Sequence[object]
+    stat: Stat | None
+    start: int
+    stop: int
+    holds_all: bool
+    """Whether the bytes of all its images are known to lie in this file, and none in files that it names."""
+
+
+class ImageRows(Protocol):
+    """The image column of a table, best read in order of its rows. May be read by several threads."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The files that hold the rows, in order."""
+
+    def cell(self, row: int) -> Cell:
+        """The image of one row; OSError where its part of the table is damaged."""
+
+    def place(self, row: int) -> str:
+        """How errors name a row."""
 
 
 class Table:
-    """The rows of one split. Ids are ``sha256`` of the image, or ``sha256-N`` for its Nth further occurrence."""
+    """The rows of a table, in its order. Ids are ``sha256``, or ``sha256-N`` for the Nth row with that image.
 
-    def __init__(self, table: Any, name: str, options: DatasetOptions) -> None:
-        """Hash every image once to know its id; none is decoded."""
-        from datasets import Image
+    Occurrences are counted in all rows, so that an id does not depend on ``--where``.
+    """
 
-        for option, column in (
-            ("--image-column", (options.image_column or "image")),
-            ("--caption-column", (options.caption_column or "text")),
-        ):
-            if column not in table.column_names:
-                have = ", ".join(repr(c) for c in table.column_names)
-                raise KcacheError(f"dataset {name} has no column '{column}' (it has: {have}); choose one with {option}")
-        self._image_column, self._name = (options.image_column or "image"), name
-        try:
-            self._table = table.cast_column((options.image_column or "image"), Image(decode=False))
-        except Exception as error:  # Arrow raises a different class for each type that is no image.
-            kind = table.features[(options.image_column or "image")]
-            raise KcacheError(
-                f"column '{(options.image_column or 'image')}' of dataset {name} holds no images but {kind};"
-                " choose another with --image-column"
-            ) from error
+    def __init__(
+        self,
+        images: ImageRows,
+        rows: Iterable[Mapping[str, Any]],
+        reader: RowReader,
+        options: DatasetOptions,
+        scans: Scans,
+    ) -> None:
+        """Hash each image to know its id, unless ``scans`` know it or there is a column of ids; none is decoded."""
+        self._images, self._reader, self._by_hash = images, reader, options.id_column is None
+        self._starts = [part.start for part in images.parts]
         self._rows: dict[str, int] = {}
         self._without_image: set[str] = set()
-        captions = table.select_columns([(options.caption_column or "text")])[(options.caption_column or "text")]
-        self.samples = sorted((self._sample(row, captions[row]) for row in range(len(table))), key=lambda s: s.id)
+        self.samples: list[Sample] = []
+        hashes = iter(image_hashes(images, scans)) if self._by_hash else None
+        occurrences: Counter[str] = Counter()
+        for number, row in enumerate(rows):
+            place = images.place(number)
+            digest, fault = next(hashes) if hashes else (None, None)
+            if digest is not None:
+                occurrences[digest] += 1
+            if reader.keeps(row, f"{reader.source}, {place}"):
+                sample_id = _occurrence(digest, occurrences) if digest else reader.id(row, f"{reader.source}, {place}")
+                self.samples.append(self._sample(number, sample_id, row, fault))
+        reader.finish()
 
     def read(self, sample_id: str) -> bytes:
         """The bytes of one image as they are stored in the table."""
-        return self._bytes(self._rows[sample_id])
+        cell = self._images.cell(self._rows[sample_id])
+        if cell is None:
+            raise OSError("it is empty")
+        return cell.read_bytes() if isinstance(cell, Path) else cell
 
     def sha256(self, sample_id: str) -> str:
-        """sha256 of one image, which its id begins with; OSError where its row has none."""
+        """sha256 of one image, which an id that is not from a column begins with; OSError where its row has none."""
         if sample_id in self._without_image:
             raise OSError("it is empty")
-        return sample_id[:64]
+        return sample_id[:64] if self._by_hash else hashlib.sha256(self.read(sample_id)).hexdigest()
 
     def stat(self, sample_id: str) -> Stat | None:
-        """None: a row has no time of change, and needs none."""
-        return None
-
-    def _sample(self, row: int, caption: object) -> Sample:
+        """Size and time of the file that holds the image; None where the id says all there is to know."""
+        if self._by_hash:
+            return None
+        row = self._rows[sample_id]
+        part = self._images.parts[bisect_right(self._starts, row) - 1]
+        if part.holds_all:
+            return part.stat
         try:
-            digest, fault = hashlib.sha256(self._bytes(row)).hexdigest(), None
-        except OSError as error:
-            digest, fault = (
-                hashlib.sha256(f"row {row}".encode()).hexdigest(),
-                f"row {row} has no image: {error.strerror or error}",
-            )
-        occurrence, sample_id = 1, digest
-        while sample_id in self._rows:
-            occurrence += 1
-            sample_id = f"{digest}-{occurrence}"
-        self._rows[sample_id] = row
+            cell = self._images.cell(row)
+        except OSError:
+            return None
+        return stat_of(cell) if isinstance(cell, Path) else part.stat
+
+    def _sample(self, number: int, sample_id: str, row: Mapping[str, Any], fault: str | None) -> Sample:
+        place = self._images.place(number)
+        self._rows[sample_id] = number
         if fault:
             self._without_image.add(sample_id)
-        captions = captions_of(caption, f"dataset {self._name}, row {row}")
-        return Sample(sample_id, captions, fault or (None if captions else f"row {row} has no caption"))
-
-    def _bytes(self, row: int) -> bytes:
-        """The bytes of one row's image; OSError where it has none."""
-        value = self._table[row][self._image_column]
-        if value is None or (value["bytes"] is None and value["path"] is None):
-            raise OSError("it is empty")
-        return bytes(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        captions = self._reader.captions(row, f"{self._reader.source}, {place}")
+        no_caption = None if captions else f"{place} has no caption"
+        return Sample(sample_id, captions, f"{place} has no image: {fault}" if fault else no_caption)
 
 
-def open_saved(path: Path, options: DatasetOptions) -> Table:
-    """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
-    from datasets import DatasetDict, load_from_disk
+def image_hashes(images: ImageRows, scans: Scans) -> Iterator[tuple[str, str | None]]:
+    """For each row the sha256 of its image and None; or that of the row's name, and why there is no image."""
+    for part in images.parts:
+        key = json.dumps(["sha256", *part.key, part.start, part.stop])
+        known = scans.get(key, part.stat)
+        hashes: list[Any] = []
+        for row in range(part.start, part.stop):
+            entry, fault = _hash(images, row, known[row - part.start] if known is not None else None)
+            hashes.append(entry)
+            digest = entry[0] if isinstance(entry, list) else entry
+            if digest is None:
+                yield hashlib.sha256(images.place(row).encode()).hexdigest(), fault
+            else:
+                yield digest, None
+        if hashes != known:
+            scans.put(key, part.stat, hashes)
 
+
+def _hash(images: ImageRows, row: int, known: Any) -> tuple[Any, str | None]:
+    """``(what is remembered of a row's image, why there is none)``.
+
+    Of bytes in the table the hash is remembered; of a file that it names also size and time, ``[hash, size, time]``.
+    """
+    if isinstance(known, str):
+        return known, None
     try:
-        loaded = load_from_disk(str(path))
-    except Exception as error:  # datasets and Arrow raise a different class for each way of not being whole.
-        cause = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
-        raise KcacheError(
-            f"dataset {path} does not load as a folder that save_to_disk wrote ({cause}); save it again"
-        ) from error
-    if isinstance(loaded, DatasetDict):
-        if options.split not in loaded:
-            raise KcacheError(f"dataset {path} has no split '{options.split}' (it has: {', '.join(loaded)})")
-        loaded = loaded[options.split]
-    return Table(loaded, str(path), options)
+        cell = images.cell(row)
+        if cell is None:
+            return None, "it is empty"
+        if isinstance(cell, bytes):
+            return hashlib.sha256(cell).hexdigest(), None
+        stat = stat_of(cell)
+        if stat and known and known[1:] == list(stat):
+            return known, None
+        return [file_sha256(cell), *(stat or (0, 0))], None
+    except OSError as error:
+        return None, str(error.strerror or error)
 
 
-def open_hub(name: str, options: DatasetOptions) -> Table:
-    """A dataset on the hub, by name."""
-    from datasets import load_dataset
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        loaded = load_dataset(name, options.config_name, split=options.split, cache_dir=options.cache_dir)
-    except Exception as error:  # datasets raises a different class for each way of not finding one.
-        cause = str(error).split("\n")[0] or type(error).__name__
-        raise KcacheError(
-            f"dataset {name} is not a folder, and could not be had from the hub ({cause.rstrip('. ')});"
-            " check the name and the connection, or name a folder of pictures"
-        ) from None
-    return Table(loaded, name, options)
+def _occurrence(digest: str, occurrences: Counter[str]) -> str:
+    """The id of the image that was counted last."""
+    return digest if occurrences[digest] == 1 else f"{digest}-{occurrences[digest]}"

@@ -1,0 +1,135 @@
+"""A ``datasets.IterableDataset``: rows as they come over the network, a window of them in memory at a time."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kcache.shards.errors import KcacheError
+
+from .dataset import Dataset, DatasetOptions, Sample, Stat
+from .rows import RowReader
+
+
+class Window:
+    """Some consecutive samples of a stream, with the bytes of their images."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.images: dict[str, bytes] = {}
+
+    def read(self, sample_id: str) -> bytes:
+        """The bytes of one image."""
+        if sample_id not in self.images:
+            raise OSError("it is empty")
+        return self.images[sample_id]
+
+    def sha256(self, sample_id: str) -> str:
+        """sha256 of one image."""
+        return hashlib.sha256(self.read(sample_id)).hexdigest()
+
+    def stat(self, sample_id: str) -> Stat | None:
+        """None: what comes over the network has no time of change."""
+        return None
+
+
+class Stream:
+    """The rows of one split in the order of the stream. Ids as in `Table`, occurrences counted from the beginning."""
+
+    def __init__(self, stream: Any, name: str, options: DatasetOptions) -> None:
+        """``stream`` is a ``datasets.IterableDataset``; nothing is read yet."""
+        self._name, self._options = name, options
+        self._image_column = options.image_column or "image"
+        self._stream = self._undecoded(stream)
+
+    def windows(self, size: int) -> Iterator[Dataset]:
+        """``size`` samples at a time. Call it once: each call reads the stream from its beginning.
+
+        KcacheError when the stream breaks, when it lacks a column, or for an id that was there before.
+        """
+        source = f"dataset {self._name}"
+        reader, window = RowReader(source, self._options, fields=None), Window()
+        occurrences: Counter[bytes] = Counter()
+        for number, row in enumerate(self._rows()):
+            if number == 0:
+                fields = [field for field in row if field != self._image_column]
+                reader.require("--image-column", self._image_column, list(row))
+                reader.check(fields)
+                reader.note_fields(fields)
+            data, fault = self._image(row, number)
+            digest = hashlib.sha256(data if data is not None else f"row {number}".encode())
+            # 16 bytes of each hash: what counts the occurrences is all that is kept of the samples before.
+            occurrences[digest.digest()[:16]] += 1
+            if reader.keeps(row, f"{source}, row {number}"):
+                if self._options.id_column:
+                    sample_id = reader.id(row, f"{source}, row {number}")
+                else:
+                    count = occurrences[digest.digest()[:16]]
+                    sample_id = digest.hexdigest() if count == 1 else f"{digest.hexdigest()}-{count}"
+                captions = reader.captions(row, f"{source}, row {number}")
+                fault = fault or (None if captions else f"row {number} has no caption")
+                window.samples.append(Sample(sample_id, captions, fault))
+                if data is not None:
+                    window.images[sample_id] = data
+            if len(window.samples) == size:
+                yield window
+                window = Window()
+        if window.samples:
+            yield window
+        reader.finish()
+
+    def _undecoded(self, stream: Any) -> Any:
+        """The stream with images as bytes, where it says beforehand which columns it has."""
+        from datasets import Image
+
+        if not stream.features or self._image_column not in stream.features:
+            return stream
+        try:
+            return stream.cast_column(self._image_column, Image(decode=False))
+        except Exception as error:  # As in a table, each type that is no image raises a class of its own.
+            raise self._no_images(stream.features[self._image_column]) from error
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        number, rows = 0, iter(self._stream)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # datasets, fsspec and the HTTP libraries below raise what they like.
+                cause = (str(error).split("\n")[0] or type(error).__name__).rstrip(". ")
+                raise KcacheError(
+                    f"the stream of dataset {self._name} broke after {number:,} samples ({cause});"
+                    " what was committed is safe: run the same command again"
+                ) from error
+            yield row
+            number += 1
+
+    def _image(self, row: Mapping[str, Any], number: int) -> tuple[bytes | None, str | None]:
+        """The bytes of a row's image and None; or None and why there are none."""
+        value = row.get(self._image_column)
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        try:
+            if data is None and path is not None:
+                data = _fetch(path)
+        except OSError as error:
+            return None, f"row {number} has no image: {error.strerror or error}"
+        if data is None:
+            return None, f"row {number} has no image: it is empty"
+        if not isinstance(data, bytes):
+            raise self._no_images(type(data).__name__)
+        return data, None
+
+    def _no_images(self, kind: object) -> KcacheError:
+        return KcacheError(
+            f"column '{self._image_column}' of dataset {self._name} holds no images but {kind};"
+            " choose another with --image-column"
+        )
+
+
+def _fetch(path: str) -> bytes:
+    """A file that a stream names: local, on the hub, or inside an archive (``zip://a.png::https://...``)."""
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return bytes(file.read())

@@ -1,0 +1,73 @@
+"""The files below a folder: pictures, caption files and metadata, through links and never in a circle."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kcache.shards.errors import KcacheError
+
+PICTURES = frozenset(
+    f".{name}"
+    for name in (
+        *("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "tga", "avif", "heic", "heif", "jp2"),
+    )
+)
+"""How the names of picture files end, in lower case."""
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What one folder holds itself. ``prefix`` leads from the root to it: ``""``, or a path that ends in ``/``."""
+
+    path: str
+    prefix: str
+    files: list[str]
+
+    @property
+    def pictures(self) -> list[str]:
+        """The names of its pictures."""
+        return [name for name in self.files if is_picture(name)]
+
+    @property
+    def metadata(self) -> list[Path]:
+        """Its metadata files."""
+        return [Path(self.path, name) for name in self.files if name in METADATA]
+
+
+def walk(root: Path) -> Iterator[Folder]:
+    """Every folder below ``root`` and itself, each once; hidden ones are left out. Names in order."""
+    entered = {root.resolve()}
+    for path, folders, files in os.walk(root, followlinks=True):
+        folders[:] = _not_entered(Path(path), folders, entered)
+        relative = Path(path).relative_to(root).as_posix()
+        prefix = "" if relative == "." else relative + "/"
+        yield Folder(path, prefix, sorted(files))
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture; a hidden file (``._a.jpg`` of macOS) is none."""
+    return os.path.splitext(name)[1].lower() in PICTURES and not name.startswith(".")
+
+
+def as_id(name: str, source: object) -> str:
+    """The name itself; KcacheError where it is not text, which an id must be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise KcacheError(f"the name of {name!r} in {source} is not valid UTF-8; rename the file") from None
+    return name
+
+
+def _not_entered(folder: Path, names: list[str], entered: set[Path]) -> list[str]:
+    """The folders to go on into: links too, after the real folders beside them, and none for a second time."""
+    fresh = []
+    for name in sorted(names, key=lambda name: ((folder / name).is_symlink(), name)):
+        target = (folder / name).resolve()
+        if not name.startswith(".") and target not in entered:
+            entered.add(target)
+            fresh.append(name)
+    return fresh
