@@ -37,8 +37,9 @@ def _count(cache: Cache, stem: str, before: dict[int, int], now: dict[int, int])
         old, new = (_keys(cache, stem, shard, generations.get(shard)) for generations in (before, now))
         for i in range(max(len(old), len(new))):
             rows[_state(old[i] if i < len(old) else None, new[i] if i < len(new) else None)] += 1
-    states = (f"{rows[state]:,} rows {state}" for state in ("encoded anew", "added", "taken out") if rows[state])
-    return ", ".join(states) or "other files with the same rows"
+    states = [state for state in ("encoded anew", "added", "taken out") if rows[state]]
+    said = (f"{rows[state]:,} {'row' if rows[state] == 1 else 'rows'} {state}" for state in states)
+    return ", ".join(said) or "other files with the same rows"
 
 
 def _state(old: str | None, new: str | None) -> str:
