@@ -1,5 +1,6 @@
 """Pictures of every kind become the right pixels, or are set aside with a reason that helps."""
 
+import hashlib
 import io
 import re
 import sys
@@ -22,7 +23,7 @@ from support import features
 from kcache import picture_formats
 from kcache.encoding.dataset import Sample
 from kcache.encoding.images import Decoded, Decoding, clip_pixels, decode, hushed_pillow, without_ends
-from kcache.encoding.pictures import prepare
+from kcache.encoding.pictures import Picture, prepare
 from kcache.encoding.pixels import UnreadableImageError
 from kcache.shards import Cache
 
@@ -180,19 +181,24 @@ def test_threads_that_begin_at_once_all_read_heic() -> None:
     assert sizes == [(48, 36)] * 4
 
 
-# --- memory
+# --- one picture on its way to the encoders
 
 
 class OnePicture:
-    """A dataset of one picture."""
+    """A dataset of one picture, with or without the memory to read it."""
 
-    samples = (Sample("a.png", ("a caption",), None),)
+    samples = (Sample("a.gif", ("a caption",), None),)
+
+    def __init__(self, data: bytes | None) -> None:
+        self.data = data
 
     def read(self, sample_id: str) -> bytes:
-        return saved(gradient(), "PNG")
+        if self.data is None:
+            raise MemoryError
+        return self.data
 
     def sha256(self, sample_id: str) -> str:
-        raise NotImplementedError
+        return hashlib.sha256(self.read(sample_id)).hexdigest()
 
     def stat(self, sample_id: str) -> None:
         return None
@@ -205,13 +211,24 @@ class Greedy:
         raise MemoryError
 
 
+def prepared(data: bytes | None, **encoders: Any) -> Picture:
+    dataset = OnePicture(data)
+    return prepare(dataset, dataset.samples[0], encoders, USUAL)
+
+
+def test_a_picture_says_how_many_frames_its_file_has() -> None:
+    picture = prepared(ODD["two frames.gif"].data)
+    assert (picture.frames, picture.width, picture.height, picture.set_aside) == (2, 48, 36, None)
+    assert prepared(ODD["whole.gif"].data).frames == 1
+
+
 def test_a_picture_for_which_there_is_not_enough_memory_is_set_aside_for_now() -> None:
-    dataset: Any = OnePicture()
-    encoders: Any = {"image": Greedy()}
-    picture = prepare(dataset, dataset.samples[0], encoders, USUAL)
-    assert picture.transient
-    assert picture.set_aside == "there was not enough memory to decode it; try again with fewer --workers"
-    assert picture.sha256
+    data = ODD["whole.png"].data
+    for picture in (prepared(data, image=Greedy()), prepared(None)):
+        assert picture.transient
+        assert picture.set_aside == "there was not enough memory for it; try again with fewer --workers"
+    assert prepared(data, image=Greedy()).sha256 == hashlib.sha256(data).hexdigest()
+    assert not prepared(b"no picture").transient
 
 
 # --- panoramas
