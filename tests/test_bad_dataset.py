@@ -2,7 +2,6 @@
 
 import os
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +175,10 @@ def test_a_caption_file_that_is_not_utf_8_sets_its_picture_aside(encode: Encode,
     [
         (b"", "the file is empty (0 bytes)"),
         (b"this is a text file", "it is not a picture in a known format"),
-        (picture()[:30], "it is not a picture in a known format"),
+        (picture()[:30], "it begins as PNG, but is cut or damaged (broken PNG file"),
         (picture()[: len(picture()) // 2], "image file is truncated"),
-        (picture(kind="JPEG")[:900], "image file is truncated"),
-        (picture(kind="WEBP")[:900], ""),
-        (picture(kind="TIFF")[:900], ""),
-        (picture(kind="GIF")[:1900], ""),
     ],
-    ids=["zero bytes", "text", "header", "half a png", "cut jpeg", "cut webp", "cut tiff", "cut gif"],
+    ids=["zero bytes", "text", "header", "half a png"],
 )
 def test_an_unreadable_picture_is_set_aside_with_its_reason_and_the_others_are_encoded(
     encode: Encode, dataset: Path, tmp_path: Path, data: bytes, reason: str
@@ -200,16 +195,6 @@ def test_an_unreadable_picture_is_set_aside_with_its_reason_and_the_others_are_e
         assert set(features(Cache(tmp_path / "cache"), column)) == {"a.png", "b.png", "c.png"}
     assert counted(done(encode(dataset, tmp_path / "cache"), code=3))["text"]["set aside"] == 1
     done(kcache("verify", tmp_path / "cache", "--deep"))
-
-
-def test_a_picture_of_absurd_size_is_set_aside(encode: Encode, dataset: Path, tmp_path: Path) -> None:
-    bomb = bytearray(picture())
-    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
-    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
-    write(dataset / "bomb.png", bytes(bomb))
-    write_rows(dataset, dict.fromkeys(("a.png", "b.png", "c.png", "bomb.png"), "a caption"))
-    done(encode(dataset, tmp_path / "cache", "--columns", "image"), code=3)
-    assert set_aside(tmp_path / "cache")["bomb.png"].startswith("Image size (3600000000 pixels) exceeds limit")
 
 
 def test_what_pillow_warns_of_is_neither_shown_nor_a_fault_and_other_warnings_stay(

@@ -160,10 +160,33 @@ def _too_large(pixels: str, max_pixels: int) -> str:
     return f"it has {pixels} pixels, more than --max-pixels {max_pixels:,}"
 
 
+LONGEST = 32
+"""How many times its shorter side a panorama's longer one may have: beyond that, CLIP gets only the middle."""
+
+
+def without_ends(image: Image.Image) -> Image.Image:
+    """The middle of a very long picture, itself for any other.
+
+    CLIP's processor resizes the whole and then keeps the centre square: of 1 x 5,000 pixels it would make 750 MB first.
+    The middle gives the same square, but for the rounding of the resized length.
+    """
+    short, long = sorted(image.size)
+    kept = LONGEST * short + (long - LONGEST * short) % 2  # of the same parity, so that the centre stays where it is
+    start = (long - kept) // 2
+    if start <= 0:
+        return image
+    width, height = image.size
+    return image.crop((start, 0, start + kept, height) if width > height else (0, start, width, start + kept))
+
+
 def clip_pixels(processor: Any) -> Callable[[Image.Image], npt.NDArray[np.float32]]:
     """A function from a picture to the ``(3, H, W)`` array that `processor` (a CLIP image processor) makes of it."""
 
+    crops = bool(processor.do_resize and processor.size.shortest_edge and processor.do_center_crop)
+
     def pixels(image: Image.Image) -> npt.NDArray[np.float32]:
+        if crops:
+            image = without_ends(image)
         # The format is said because it is guessed otherwise, wrongly for a picture that is one or three pixels high.
         values = processor(images=[image], input_data_format="channels_last", return_tensors="np")["pixel_values"]
         return np.asarray(values[0], np.float32)

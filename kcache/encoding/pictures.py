@@ -17,6 +17,8 @@ from .pixels import UnreadableImageError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_NO_MEMORY = "there was not enough memory for it; try again with fewer --workers"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -44,6 +46,8 @@ def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncode
         data = dataset.read(sample.id)
     except OSError as error:
         return Picture(sample.id, set_aside=sample.fault or f"the file cannot be read: {error.strerror or error}")
+    except MemoryError:
+        return Picture(sample.id, set_aside=_NO_MEMORY, transient=True)
     sha256 = hashlib.sha256(data).hexdigest()
     if sample.fault:
         return Picture(sample.id, stat, sha256, set_aside=sample.fault)
@@ -53,8 +57,7 @@ def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncode
     except UnreadableImageError as error:
         return Picture(sample.id, stat, sha256, set_aside=str(error))
     except MemoryError:
-        reason = "there was not enough memory to decode it; try again with fewer --workers"
-        return Picture(sample.id, stat, sha256, set_aside=reason, transient=True)
+        return Picture(sample.id, stat, sha256, set_aside=_NO_MEMORY, transient=True)
     width, height = decoded.image.size
     return Picture(sample.id, stat, sha256, width, height, decoded.frames, prepared)
 

@@ -50,7 +50,7 @@ def _white(values: npt.NDArray[Any], mode: str) -> int:
     fitting = [white for white in WHITES[mode] if low >= 0 and high <= white]  # a NaN fits nowhere
     if not fitting:
         kind = "32-bit integers" if mode == "I" else "floats"
-        whites = " or ".join(f"{white:,}" for white in WHITES[mode])
+        whites = {"I": "255 or 65,535", "F": "1, 255 or 65,535"}[mode]
         raise UnreadableImageError(
             f"its pixels are {kind} from {low:,g} to {high:,g}, and only 0 to {whites} is read; scale them first"
         )
