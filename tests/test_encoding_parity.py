@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference import Encoders, open_on_white, open_picture
+from reference import Encoders, open_on_white, open_picture, square
 from support import Array, features, ids
 from tiny import LONG_CAPTION, PIXELS
 
@@ -74,6 +74,107 @@ def test_latents_are_movqs_before_quantisation(cache: Cache, live: Encoders, pic
     for sample, stored in features(cache, "latents-32").items():
         expected = live.latents([open_picture(pictures / sample)], PIXELS)[0]
         np.testing.assert_allclose(stored["latents"], expected, **CLOSE, err_msg=sample)
+
+
+@pytest.fixture(scope="module")
+def views(encoded: Encoded) -> Cache:
+    """Every view of the pictures, transparency dropped as in the reference."""
+    return encoded(flip=True, buckets=True, bucket_step=8, random_crops=2, crop_scale=0.6, alpha="drop")
+
+
+def cut(picture: Image.Image, crop: Array) -> Image.Image:
+    """The part of a picture that a ``crop`` field tells of."""
+    left, top, width, height = crop.tolist()
+    return picture.crop((left, top, left + width, top + height))
+
+
+def pixels(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """A picture of this width and height in [-1, 1] (1, 3, H, W)."""
+    small = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=1)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@torch.no_grad()
+def movq(live: Encoders, picture: torch.Tensor) -> Array:
+    """Latents (C, H, W) of one picture's pixels."""
+    return np.asarray(live.movq.encode(picture).latents[0])
+
+
+def test_latents_of_buckets_are_those_of_the_recorded_crop(views: Cache, live: Encoders, pictures: Path) -> None:
+    shapes = set()
+    for sample, stored in features(views, "latents-32-buckets").items():
+        channels, height, width = shape = tuple(stored["shape"].tolist())
+        assert stored["latents"].shape == (channels * height * width,)
+        expected = movq(live, pixels(cut(open_picture(pictures / sample), stored["crop"]), (4 * width, 4 * height)))
+        np.testing.assert_allclose(stored["latents"].reshape(shape), expected, **CLOSE, err_msg=sample)
+        shapes.add(shape)
+    assert shapes == {(4, 8, 8), (4, 6, 10), (4, 10, 6)}  # 32 x 32, 40 x 24 and 24 x 40 pixels
+
+
+def test_latents_of_random_crops_are_those_of_the_recorded_crop(views: Cache, live: Encoders, pictures: Path) -> None:
+    for column in ("latents-32-crop-1", "latents-32-crop-2"):
+        for sample, stored in features(views, column).items():
+            expected = movq(live, pixels(cut(open_picture(pictures / sample), stored["crop"]), (PIXELS, PIXELS)))
+            np.testing.assert_allclose(stored["latents"], expected, **CLOSE, err_msg=sample)
+
+
+@pytest.mark.parametrize("view", ["crop-1", "crop-2", "32-buckets"])
+def test_clip_sees_the_same_crop_as_movq(views: Cache, live: Encoders, pictures: Path, view: str) -> None:
+    latents = features(views, f"latents-{view}" if "buckets" in view else f"latents-32-{view}")
+    for sample, stored in features(views, f"image-{view}").items():
+        expected = live.image([cut(open_picture(pictures / sample), latents[sample]["crop"])])[0]
+        np.testing.assert_allclose(stored["image_embeds"], expected, **CLOSE, err_msg=sample)
+
+
+def test_flipped_latents_are_those_of_the_mirrored_pixels(views: Cache, live: Encoders, pictures: Path) -> None:
+    for sample, stored in features(views, "latents-32-flip").items():
+        expected = movq(live, square(open_picture(pictures / sample), PIXELS)[None].flip(3))
+        np.testing.assert_allclose(stored["latents"], expected, **CLOSE, err_msg=sample)
+
+
+@pytest.mark.parametrize("column", ["latents-32-buckets", "latents-32-crop-1"])
+def test_a_flipped_view_is_the_mirrored_cut_of_its_view(
+    views: Cache, live: Encoders, pictures: Path, column: str
+) -> None:
+    plain = features(views, column)
+    for sample, stored in features(views, f"{column}-flip").items():
+        assert stored["crop"].tolist() == plain[sample]["crop"].tolist()
+        channels, height, width = stored.get("shape", np.asarray((4, 8, 8))).tolist()
+        small = pixels(cut(open_picture(pictures / sample), stored["crop"]), (4 * width, 4 * height))
+        latents = stored["latents"].reshape(channels, height, width)
+        np.testing.assert_allclose(latents, movq(live, small.flip(3)), **CLOSE, err_msg=sample)
+
+
+def test_flipped_embeddings_are_those_of_the_mirrored_pixels(views: Cache, live: Encoders, pictures: Path) -> None:
+    for sample, stored in features(views, "image-flip").items():
+        prepared = live.processor([open_picture(pictures / sample)], return_tensors="pt").pixel_values
+        expected = live.image_pixels(prepared.flip(3))[0]
+        np.testing.assert_allclose(stored["image_embeds"], expected, **CLOSE, err_msg=sample)
+
+
+def test_the_plain_columns_do_not_change_with_other_views_beside_them(views: Cache, encoded: Encoded) -> None:
+    alone = encoded(format="tar", alpha="drop")
+    for column in ("text", "image", "latents-32"):
+        assert views.column(column).fingerprint == alone.column(column).fingerprint
+        among_views = features(views, column)
+        for sample, fields in features(alone, column).items():
+            assert {f: a.tobytes() for f, a in fields.items()} == {
+                f: a.tobytes() for f, a in among_views[sample].items()
+            }
+
+
+def test_a_templated_column_holds_the_captions_inside_the_template(
+    encoded: Encoded, live: Encoders, pictures: Path
+) -> None:
+    cache = encoded(columns=("text",), caption_template="a photo of {{sks}} {text}!")
+    stored = features(cache, "text-a-photo-of-sks")
+    for sample, texts in captions(cache).items():
+        expected = live.text([f"a photo of {{sks}} {text}!" for text in texts])
+        for i, (embeds, hidden_states) in enumerate(each_caption(stored[sample])):
+            np.testing.assert_allclose(embeds, expected.embeds[i], **CLOSE, err_msg=sample)
+            np.testing.assert_allclose(hidden_states, expected.hidden_states[i][expected.mask[i]], **CLOSE)
+    null = read_null(cache, cache.column("text-a-photo-of-sks"))
+    np.testing.assert_allclose(null["text_embeds"], live.text([""]).embeds, **CLOSE)
 
 
 def test_the_null_caption_is_the_encoded_empty_string(cache: Cache, live: Encoders) -> None:

@@ -6,7 +6,7 @@ from kcache.shards import Cache, Column, UsageError, layout
 from kcache.views import BUCKETS, ColumnName, parse_column
 
 from .config import EncodeConfig
-from .encoders import Encoder
+from .encoders import Encoder, Models
 from .image_column import ImageColumn
 from .latents_column import LatentsColumn
 from .selection import column_names
@@ -25,23 +25,24 @@ def make_encoders(config: EncodeConfig, cache: Cache | None) -> dict[str, Encode
     new = cache is None or not cache.commits(layout.SAMPLES)
     records = {name: cache.column(name) for name in cache.column_names()} if cache else {}
     names = column_names(config, list(records), new=new)
-    encoders = {name.name: _make(name, Settings(config, name, records)) for name in names}
+    models = Models()
+    encoders = {name.name: _make(name, Settings(config, name, records), models) for name in names}
     made = {name: encoder.column for name, encoder in encoders.items()}
     alpha_of(made.values())
     _require_one_cut((records | made).values())
     return encoders
 
 
-def _make(name: ColumnName, settings: Settings) -> Encoder:
+def _make(name: ColumnName, settings: Settings, models: Models) -> Encoder:
     """The encoder of one column. A new kind is a branch here, its name in views.py and a class beside it."""
     checkpoint, precision = settings.checkpoint(), settings.precision()
     if name.view is None:
-        return TextColumn(name.name, checkpoint, precision, settings.template())
+        return TextColumn(name.name, checkpoint, precision, models, settings.template())
     cut, alpha, flip = settings.cut(name.view), settings.alpha(), name.view.flip
     if name.kind == "image":
-        return ImageColumn(name.name, checkpoint, precision, alpha, cut, flip=flip)
+        return ImageColumn(name.name, checkpoint, precision, models, alpha, cut, flip=flip)
     assert name.resolution is not None, name
-    return LatentsColumn(name.name, checkpoint, precision, alpha, name.resolution, cut, flip=flip)
+    return LatentsColumn(name.name, checkpoint, precision, models, alpha, name.resolution, cut, flip=flip)
 
 
 def alpha_of(columns: Iterable[Column]) -> str:

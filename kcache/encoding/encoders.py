@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from kcache.checkpoints import Checkpoint, Component
 from kcache.devices import is_out_of_memory, torch_dtype
 from kcache.shards import Column, KcacheError
-from kcache.shards.records import Record
+from kcache.shards.records import Record, digest
 
 from .batches import Batches
 
@@ -103,17 +102,19 @@ def _run(
         return list(to_numpy(encode(pixels)))
 
 
-_LOADED: WeakValueDictionary[tuple[Component, str, "torch.device"], Any] = WeakValueDictionary()
-"""The models in use: the columns of one checkpoint share them, and with the last of these they go."""
+class Models:
+    """The models of one run, each loaded when it is first asked for and once for all columns that it fills."""
 
+    def __init__(self) -> None:
+        """Nothing is loaded yet."""
+        self._loaded: dict[tuple[str, str, torch.device], Any] = {}
 
-def load_model(component: Component, model_class: Any, precision: Precision) -> Any:
-    """A component's model on its device, loaded once for all columns that it fills."""
-    key = (component, precision.encode_dtype, precision.device)
-    model = _LOADED.get(key)
-    if model is None:
-        model = _LOADED[key] = _load(component, model_class, precision)
-    return model
+    def load(self, component: Component, model_class: Any, precision: Precision) -> Any:
+        """A component's model on its device."""
+        key = (digest(component.identity()), precision.encode_dtype, precision.device)
+        if key not in self._loaded:
+            self._loaded[key] = _load(component, model_class, precision)
+        return self._loaded[key]
 
 
 def _load(component: Component, model_class: Any, precision: Precision) -> Any:

@@ -12,7 +12,7 @@ from kcache.shards.records import Record
 
 from .batches import Batches
 from .crops import Cut, Pixels, cut_out, mirrored
-from .encoders import STORE_DTYPES, Features, Precision, Prepared, encode_pictures, load_model, notes_of
+from .encoders import STORE_DTYPES, Features, Models, Precision, Prepared, encode_pictures, notes_of
 from .images import clip_pixels
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class ImageColumn:
         name: str,
         prior: Checkpoint,
         precision: Precision,
+        models: Models,
         alpha: str,
         cut: Cut | None = None,
         *,
@@ -39,7 +40,7 @@ class ImageColumn:
         self._component, self._precision = prior.component("image_encoder"), precision
         self._cut, self._flip = cut, flip
         self._config = self._component.config()
-        self._batches = Batches(name, "picture", precision.device)
+        self._models, self._batches = models, Batches(name, "picture", precision.device)
         processor = prior.component("image_processor")
         self._processor_folder = processor.folder
         self.column = Column(
@@ -80,7 +81,7 @@ class ImageColumn:
     def _model(self) -> Any:
         from transformers import CLIPVisionModelWithProjection
 
-        return load_model(self._component, CLIPVisionModelWithProjection, self._precision)
+        return self._models.load(self._component, CLIPVisionModelWithProjection, self._precision)
 
     def features(self, inputs: Sequence[Prepared], batch_size: int) -> Iterator[Features]:
         """The embedding of each picture."""

@@ -12,7 +12,7 @@ from kcache.shards.records import Record
 
 from .batches import Batches
 from .crops import Box, CentreSquare, Cut, NearestBucket, Size, mirrored, movq_pixels
-from .encoders import STORE_DTYPES, Array, Features, Precision, Prepared, encode_pictures, load_model, notes_of
+from .encoders import STORE_DTYPES, Array, Features, Models, Precision, Prepared, encode_pictures, notes_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +31,7 @@ class LatentsColumn:
         name: str,
         decoder: Checkpoint,
         precision: Precision,
+        models: Models,
         alpha: str,
         resolution: int,
         cut: Cut | None = None,
@@ -43,7 +44,7 @@ class LatentsColumn:
         config = self._component.config()
         self._channels, self._factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
         self._require_multiples()
-        self._batches = Batches(name, "picture", precision.device)
+        self._models, self._batches = models, Batches(name, "picture", precision.device)
         self.column = Column(
             name=name,
             reads="image",
@@ -71,7 +72,7 @@ class LatentsColumn:
     def _model(self) -> Any:
         from diffusers import VQModel
 
-        return load_model(self._component, VQModel, self._precision)
+        return self._models.load(self._component, VQModel, self._precision)
 
     def features(self, inputs: Sequence[Prepared], batch_size: int) -> Iterator[Features]:
         """The latents of each picture, and the fields that were known before."""

@@ -13,7 +13,7 @@ from kcache.shards import Column, Field, KcacheError
 from kcache.shards.records import digest
 
 from .batches import Batches
-from .encoders import STORE_DTYPES, Array, Features, Precision, load_model, notes_of, to_numpy
+from .encoders import STORE_DTYPES, Array, Features, Models, Precision, notes_of, to_numpy
 from .templates import CaptionTemplate
 
 EncodedCaption = tuple[Array, Array]
@@ -29,12 +29,17 @@ class TextColumn:
     """
 
     def __init__(
-        self, name: str, prior: Checkpoint, precision: Precision, template: CaptionTemplate | None = None
+        self,
+        name: str,
+        prior: Checkpoint,
+        precision: Precision,
+        models: Models,
+        template: CaptionTemplate | None = None,
     ) -> None:
         """Read the configuration and hash the weights; load nothing. A template is put around every caption."""
         self._component, self._precision, self._template = prior.component("text_encoder"), precision, template
         self._tokenizer_folder = prior.component("tokenizer").folder
-        self._batches = Batches(name, "caption", precision.device)
+        self._models, self._batches = models, Batches(name, "caption", precision.device)
         config, stored = self._component.config(), STORE_DTYPES[precision.store_dtype]
         self.column = Column(
             name=name,
@@ -71,7 +76,7 @@ class TextColumn:
     def _model(self) -> Any:
         from transformers import CLIPTextModelWithProjection
 
-        return load_model(self._component, CLIPTextModelWithProjection, self._precision)
+        return self._models.load(self._component, CLIPTextModelWithProjection, self._precision)
 
     def token_counts(self, captions: Sequence[str]) -> list[int]:
         """How many tokens of each caption are stored: begin, text and end, cut at ``model_max_length``."""
