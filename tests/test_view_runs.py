@@ -178,12 +178,31 @@ def test_buckets_alone_are_not_taken_for_squares(refusal: Refusal, tmp_path: Pat
 @pytest.mark.usefixtures("nothing_trained")
 def test_a_captioning_is_never_chosen_in_place_of_another(refusal: Refusal, tmp_path: Path) -> None:
     cache = make_view_cache(tmp_path / "cache", ["text-sks", "image"])
-    for name in ("text", "sks", "image"):
-        assert refusal("prior", cache, "--text-column", name) == (
-            f"{cache.root} has no captions in a column '{name}' (it has: text-sks);"
-            " choose them with --text-column text-sks"
-        )
-    assert "column 'text' (it has: text-sks)" in refusal("prior", cache)
+    said = f"{cache.root} has no captions in a column '{{}}'; choose --text-column text-sks"
+    assert refusal("prior", cache) == said.format("text")
+    for name in ("sks", "image"):
+        assert refusal("prior", cache, "--text-column", name) == said.format(name)
+    add_column(cache, column("text"))
+    assert refusal("prior", cache, "--text-column", "sks") == (
+        f"{cache.root} has no captions in a column 'sks'; choose --text-column text or --text-column text-sks"
+    )
+
+
+@pytest.mark.usefixtures("nothing_trained")
+@pytest.mark.parametrize("name", ["text", "image"])
+def test_a_cache_without_captions_is_refused(refusal: Refusal, tmp_path: Path, name: str) -> None:
+    cache = make_view_cache(tmp_path / "cache", ["image"])
+    assert refusal("prior", cache, "--text-column", name) == (
+        f"{cache.root} has no captions; add them with 'kcache encode DATASET {cache.root} --columns text'"
+    )
+
+
+@pytest.mark.usefixtures("nothing_trained")
+def test_a_resolution_that_is_missing_names_no_views(refusal: Refusal, cache: Cache) -> None:
+    assert refusal("decoder", cache, "--resolution", "64") == (
+        f"{cache.root} has no latents at 64 px (it has: 32, 32-buckets); use --resolution 32, or add them with"
+        f" 'kcache encode DATASET {cache.root} --resolution 64'"
+    )
 
 
 @pytest.mark.usefixtures("nothing_trained")

@@ -15,10 +15,14 @@ Name = Callable[[View], str]
 def prior_columns(config: PriorConfig, cache: Cache) -> tuple[Column, list[Column]]:
     """The captions to train on, and the image embeddings of each view. UsageError for a column that is missing."""
     captionings = [name for name in cache.column_names() if cache.column(name).reads == "captions"]
-    if captionings and config.text_column not in captionings:
+    if not captionings:
         raise UsageError(
-            f"{cache.root} has no captions in a column '{config.text_column}' (it has: {', '.join(captionings)});"
-            f" choose them with --text-column {captionings[0]}"
+            f"{cache.root} has no captions; add them with 'kcache encode DATASET {cache.root} --columns text'"
+        )
+    if config.text_column not in captionings:
+        raise UsageError(
+            f"{cache.root} has no captions in a column '{config.text_column}';"
+            f" choose {' or '.join(f'--text-column {name}' for name in captionings)}"
         )
     # Only the names of buckets have a resolution in them.
     (images,) = _columns(config, cache, CENTRE, "", [lambda view: view.image_column(0)])
@@ -67,7 +71,8 @@ def _require_resolution(config: DecoderConfig, cache: Cache) -> None:
     have, resolution = cache.column_names(), config.resolution
     if View().latents_column(resolution) in have:
         return
-    sizes = sorted((c.removeprefix("latents-") for c in have if c.startswith("latents-")), key=len)
+    names = (name.removeprefix("latents-") for name in have if name.startswith("latents-"))
+    sizes = sorted((name for name in names if name.isdigit() or name.endswith(f"-{BUCKETS}")), key=len)
     squares = [size for size in sizes if size.isdigit()]
     hint = f"use --resolution {squares[0]}" if squares else f"run 'kcache encode DATASET {cache.root}'"
     if View(BUCKETS).latents_column(resolution) in have:

@@ -17,7 +17,7 @@ from .trimming import trimmed_length
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
 Buffers = dict[str, Tensor]
-View = TypeVar("View")
+Drawn = TypeVar("Drawn")
 
 MAX_OPEN_FILES = 128
 """Shard files that one source keeps open, shared among its columns: 1,024 is all that a process commonly may have."""
@@ -200,7 +200,7 @@ def _open(snapshot: Snapshot, names: Sequence[str], check_crc: bool) -> list[Col
     return [ColumnReader(snapshot, name, check_crc=check_crc, max_open_files=share) for name in names]
 
 
-def _drawn(views: Sequence[View], draws: Draws, step: int, slot: int) -> View:
+def _drawn(views: Sequence[Drawn], draws: Draws, step: int, slot: int) -> Drawn:
     """The view of one sample, all equally likely; of one view nothing is drawn."""
     return views[0] if len(views) == 1 else views[draws.integer(step, slot, VIEW, len(views))]
 
