@@ -34,17 +34,11 @@ def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut_and_says_what_is_lo
         assert lost["t.tar"].endswith(
             f": the {len(found)} samples before that are used, what follows is lost; copy the tar again"
         )
-        assert all(
-            found[name] == list(sample.captions) for name, sample in _by_id(every.samples).items() if name in found
-        )
+        assert all(captions(every.samples)[name] == found[name] for name in found)
         assert all(dataset.read(name) == every.read(name) for name in found)
         assert set(found) <= last, "a shorter tar has fewer samples"
         last = set(found)
     assert last == set()
-
-
-def _by_id(samples: object) -> dict[str, object]:
-    return {sample.id: sample for sample in samples}
 
 
 def test_a_tar_without_bytes_or_that_is_no_tar_is_a_sample_that_is_set_aside(tmp_path: Path) -> None:
@@ -84,7 +78,7 @@ def test_a_compressed_tar_is_refused(tmp_path: Path, name: str) -> None:
     tar = img2dataset(tmp_path / "whole" / "t.tar", ROWS)
     damaged(tmp_path / "data" / name, gzip.compress(tar.read_bytes()))
     for dataset in (tmp_path / "data", tmp_path / "data" / name):
-        with pytest.raises(KcacheError, match="is compressed with gzip, .* unpack it to a plain .tar first"):
+        with pytest.raises(KcacheError, match=r"is compressed with gzip, .* unpack it to a plain \.tar first"):
             opened(dataset)
 
 
@@ -132,7 +126,7 @@ def test_a_tar_that_got_shorter_after_it_was_opened_is_an_error_of_its_samples(t
 
 def test_a_damaged_tar_is_encoded_as_far_as_it_goes(encode: Encode, tmp_path: Path) -> None:
     tar = img2dataset(tmp_path / "t.tar", ROWS)
-    damaged(tar, tar.read_bytes()[:-12_000])
+    damaged(tar, tar.read_bytes().rstrip(b"\0")[:-600])
     result = done(encode(tar, tmp_path / "cache"), code=3)
     (name, reason), *others = set_aside(tmp_path / "cache").items()
     assert (name, others) == ("t.tar", [])
@@ -158,7 +152,7 @@ def test_an_address_in_a_table_is_answered_with_img2dataset(tmp_path: Path) -> N
         ({"image_column": "foto"}, "has no column 'foto' (it has: "),
         (
             {"image_column": "photo", "caption_column": "words"},
-            "has no column 'words' (it has: 'photo', 'text'); choose",
+            "has no column 'words' (it has: 'photo', 'text');",
         ),
         ({"image_column": "photo", "id_column": "n"}, "'n'"),
     ],
@@ -234,7 +228,7 @@ def test_parquet_files_of_different_columns_are_refused(tmp_path: Path) -> None:
         ("*.*", "names files of several kinds (.parquet, .txt); name one kind"),
         (
             "{0,1}.txt",
-            "names files; name a folder of pictures, a file of a kind that holds a dataset (.tar, .parquet, ",
+            "names files; name a folder of pictures, a file of a kind that holds a dataset (.tar, ",
         ),
     ],
 )
