@@ -66,7 +66,7 @@ class ImageFolder:
         for picture, names in caption_files(pictures, texts).items():
             captions, fault = read_captions(folder.path, names)
             name = as_id(folder.prefix + picture, self.root)
-            row = {"file_name": name, "text": captions[0] if len(captions) == 1 else list(captions) or None}
+            row = {"file_name": name, "text": captions}
             if self._reader.keeps(row, f"'{name}'"):
                 yield Sample(name, captions, fault)
 

@@ -83,6 +83,7 @@ class Scans:
         """Note what a file holds, as JSON; ``stat`` is from before it was read, None where there is no one file."""
         if stat is not None and stat[1] < self._started - _MAY_CHANGE_AGAIN:
             record = {"key": key, "stat": stat, "value": value}
+            self._asked.add(_name(key))
             self._learned[_name(key)] = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()
 
     def store(self, root: Path) -> None:

@@ -61,12 +61,17 @@ class RowReader:
         self._seen_fields.update(fields)
 
     def keeps(self, row: Row, place: str, *, text_cells: bool = False) -> bool:
-        """Whether ``--where`` keeps a row. In ``text_cells`` (csv) what reads as a number is one, and '' is None."""
+        """Whether ``--where`` keeps a row. In ``text_cells`` (csv) what reads as a number is one, and '' is None.
+
+        Several captions are to ``--where`` one text of as many lines: ``"cat" in text`` looks into each.
+        """
         self._seen += 1
         if self._where is not None:
-            if text_cells:
-                row = {name: _typed(row.get(name)) for name in self._where.names}
-            if not self._where.keeps(row, place):
+            values = {name: _typed(row.get(name)) if text_cells else row.get(name) for name in self._where.names}
+            captions = values.get(self.caption_column)
+            if isinstance(captions, list | tuple) and all(isinstance(caption, str) for caption in captions):
+                values[self.caption_column] = "\n".join(captions) if captions else None
+            if not self._where.keeps(values, place):
                 return False
         self._kept += 1
         return True

@@ -79,15 +79,11 @@ class Stream:
         reader.finish()
 
     def _undecoded(self, stream: Any) -> Any:
-        """The stream with images as bytes, where it says beforehand which columns it has."""
+        """The stream with images as bytes, where it would decode them."""
         from datasets import Image
 
-        if not stream.features or self._image_column not in stream.features:
-            return stream
-        try:
-            return stream.cast_column(self._image_column, Image(decode=False))
-        except Exception as error:  # As in a table, each type that is no image raises a class of its own.
-            raise self._no_images(stream.features[self._image_column]) from error
+        feature = (stream.features or {}).get(self._image_column)
+        return stream.cast_column(self._image_column, Image(decode=False)) if isinstance(feature, Image) else stream
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         number, rows = 0, iter(self._stream)
@@ -117,14 +113,11 @@ class Stream:
         if data is None:
             return None, f"row {number} has no image: it is empty"
         if not isinstance(data, bytes):
-            raise self._no_images(type(data).__name__)
+            raise KcacheError(
+                f"column '{self._image_column}' of dataset {self._name} holds no images but {type(data).__name__};"
+                " choose another with --image-column"
+            )
         return data, None
-
-    def _no_images(self, kind: object) -> KcacheError:
-        return KcacheError(
-            f"column '{self._image_column}' of dataset {self._name} holds no images but {kind};"
-            " choose another with --image-column"
-        )
 
 
 def _fetch(path: str) -> bytes:

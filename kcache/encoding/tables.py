@@ -118,18 +118,14 @@ def image_hashes(images: ImageRows, scans: Scans) -> Iterator[tuple[str, str | N
     """For each row the sha256 of its image and None; or that of the row's name, and why there is no image."""
     for part in images.parts:
         key = json.dumps(["sha256", *part.key, part.start, part.stop])
-        known = scans.get(key, part.stat)
-        hashes: list[Any] = []
-        for row in range(part.start, part.stop):
-            entry, fault = _hash(images, row, known[row - part.start] if known is not None else None)
-            hashes.append(entry)
-            digest = entry[0] if isinstance(entry, list) else entry
-            if digest is None:
-                yield hashlib.sha256(images.place(row).encode()).hexdigest(), fault
-            else:
-                yield digest, None
+        known = scans.get(key, part.stat) or [None] * (part.stop - part.start)
+        found = [_hash(images, row, known[row - part.start]) for row in range(part.start, part.stop)]
+        hashes = [remembered for remembered, _ in found]
         if hashes != known:
             scans.put(key, part.stat, hashes)
+        for row, (remembered, fault) in enumerate(found, part.start):
+            digest = remembered[0] if isinstance(remembered, list) else remembered
+            yield digest or hashlib.sha256(images.place(row).encode()).hexdigest(), fault
 
 
 def _hash(images: ImageRows, row: int, known: Any) -> tuple[Any, str | None]:
