@@ -69,10 +69,9 @@ def test_a_reader_fills_the_buffer_it_is_given(cache: Cache) -> None:
     reader.close()
 
 
-def test_a_reader_keeps_few_files_open(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "MAX_OPEN_FILES", 2)
+def test_a_reader_keeps_few_files_open(cache: Cache) -> None:
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    reader = ColumnReader(Snapshot(cache, ["image"]), "image")
+    reader = ColumnReader(Snapshot(cache, ["image"]), "image", max_open_files=2)
     for position in (0, 4, 8, 0, 9, 5):
         assert reader.read(position, "image_embeds").tolist() == row("image", position)["image_embeds"].tolist()
     if before:

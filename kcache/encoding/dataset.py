@@ -85,6 +85,6 @@ def captions_of(value: Any, place: str) -> tuple[str, ...]:
         "".join(captions).encode()
     except UnicodeEncodeError:
         raise KcacheError(
-            f"{place} has half of a surrogate pair, which is no character: {value!r}; correct the caption"
+            f"{place} has half of a surrogate pair, which is no character: {value!r}; correct it"
         ) from None
     return captions

@@ -14,6 +14,9 @@ from .dataset import Dataset, Stat
 _MAY_CHANGE_AGAIN = 2 * 10**9
 """Nanoseconds within which a file may change a second time without its time of change showing it."""
 
+_SCANS_VERSION = 1
+"""What a scan holds and means; another one is not believed."""
+
 
 class Memory:
     """sha256 of the pictures of one dataset. Derived: deleting its file costs time and nothing else."""
@@ -75,14 +78,15 @@ class Scans:
             return None
         try:
             record = json.loads((self._folder / name).read_bytes())
-            return record["value"] if record["key"] == key and record["stat"] == list(stat) else None
+            asked = {"version": _SCANS_VERSION, "key": key, "stat": list(stat)}
+            return record["value"] if all(record[name] == asked[name] for name in asked) else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def put(self, key: str, stat: Stat | None, value: Any) -> None:
         """Note what a file holds, as JSON; ``stat`` is from before it was read, None where there is no one file."""
         if stat is not None and stat[1] < self._started - _MAY_CHANGE_AGAIN:
-            record = {"key": key, "stat": stat, "value": value}
+            record = {"version": _SCANS_VERSION, "key": key, "stat": stat, "value": value}
             self._asked.add(_name(key))
             self._learned[_name(key)] = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()
 

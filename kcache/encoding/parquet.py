@@ -146,7 +146,7 @@ class _ParquetFile:
     def _open(self) -> Any:
         import pyarrow.parquet
 
-        # Mapped, so that a batch costs the memory of its pages and not of its row group.
+        # Mapped, so that a batch costs the memory of its pages (each is unpacked whole) and not of its row group.
         return pyarrow.parquet.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
 
     def kind(self, column: str) -> str:
@@ -156,10 +156,10 @@ class _ParquetFile:
         kind = self._schema.field(column).type
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
-        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+        if str(kind) in ("string", "large_string", "string_view"):
             return "path"
-        names = {field.name for field in kind} if pyarrow.types.is_struct(kind) else set()
-        if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind) or "bytes" in names:
+        is_image = pyarrow.types.is_struct(kind) and "bytes" in {field.name for field in kind}
+        if is_image or str(kind) in ("binary", "large_binary", "binary_view"):
             return "bytes"
         raise KcacheError(
             f"column '{column}' of {self.path} holds no images but {kind}; choose another with --image-column"

@@ -6,10 +6,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
 from kcache.fingerprints import file_sha256
+from kcache.progress import bar
 
 from .dataset import DatasetOptions, Sample, Stat, stat_of
 from .memory import Scans
@@ -65,11 +67,12 @@ class Table:
         self._rows: dict[str, int] = {}
         self._without_image: set[str] = set()
         self.samples: list[Sample] = []
-        hashes = iter(image_hashes(images, scans)) if self._by_hash else None
+        hashes: Iterable[tuple[str | None, str | None]]
+        hashes = image_hashes(images, scans) if self._by_hash else repeat((None, None))
         occurrences: Counter[str] = Counter()
-        for number, row in enumerate(rows):
+        # The hashes come first, so that their end is reached and their bar closed.
+        for number, ((digest, fault), row) in enumerate(zip(hashes, rows, strict=False)):
             place = images.place(number)
-            digest, fault = next(hashes) if hashes else (None, None)
             if digest is not None:
                 occurrences[digest] += 1
             if reader.keeps(row, f"{reader.source}, {place}"):
@@ -116,16 +119,22 @@ class Table:
 
 def image_hashes(images: ImageRows, scans: Scans) -> Iterator[tuple[str, str | None]]:
     """For each row the sha256 of its image and None; or that of the row's name, and why there is no image."""
-    for part in images.parts:
-        key = json.dumps(["sha256", *part.key, part.start, part.stop])
-        known = scans.get(key, part.stat) or [None] * (part.stop - part.start)
-        found = [_hash(images, row, known[row - part.start]) for row in range(part.start, part.stop)]
-        hashes = [remembered for remembered, _ in found]
-        if hashes != known:
-            scans.put(key, part.stat, hashes)
-        for row, (remembered, fault) in enumerate(found, part.start):
-            digest = remembered[0] if isinstance(remembered, list) else remembered
-            yield digest or hashlib.sha256(images.place(row).encode()).hexdigest(), fault
+    keys = [json.dumps(["sha256", *part.key, part.start, part.stop]) for part in images.parts]
+    known = [scans.get(key, part.stat) for key, part in zip(keys, images.parts, strict=True)]
+    unknown = sum(part.stop - part.start for part, hashes in zip(images.parts, known, strict=True) if hashes is None)
+    with bar(unknown, "img", "hash") as progress:
+        for key, part, hashes in zip(keys, images.parts, known, strict=True):
+            rows = range(part.start, part.stop)
+            found = []
+            for row in rows:
+                found.append(_hash(images, row, hashes[row - part.start] if hashes is not None else None))
+                progress.update(hashes is None)
+            remembered = [entry for entry, _ in found]
+            if remembered != hashes:
+                scans.put(key, part.stat, remembered)
+            for row, (entry, fault) in zip(rows, found, strict=True):
+                digest = entry[0] if isinstance(entry, list) else entry
+                yield digest or hashlib.sha256(images.place(row).encode()).hexdigest(), fault
 
 
 def _hash(images: ImageRows, row: int, known: Any) -> tuple[Any, str | None]:

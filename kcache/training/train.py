@@ -66,7 +66,8 @@ def _alone_in(output_dir: Path, accelerator: Any) -> Iterator[None]:
         accelerator.wait_for_everyone()
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        if os.name != "nt":  # Windows does not let go of a file that is open; there the empty lock stays.
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
         if not any(output_dir.iterdir()):
             output_dir.rmdir()  # refused before anything was written: leave nothing behind
