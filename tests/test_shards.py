@@ -23,7 +23,6 @@ from toy_cache import (
     row,
 )
 
-import kcache.shards.reader as reader_module
 from kcache.shards import (
     Cache,
     CacheError,
