@@ -41,6 +41,13 @@ def streamed(monkeypatch: pytest.MonkeyPatch, encode: Encode, tmp_path: Path) ->
     return run
 
 
+def test_a_dry_run_of_a_stream_counts_all_its_windows(streamed: Any, tmp_path: Path) -> None:
+    result = done(streamed(rows("a", "b", "c", "d", "e", "f"), "--dry-run"))
+    assert "text         would encode 6 samples, about " in result.stdout
+    assert "latents-32   would encode 6 samples, about " in result.stdout
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_stream_is_followed_as_a_dataset_that_can_be_listed(streamed: Any, tmp_path: Path) -> None:
     first = rows("a", "b", "c", "d", "e", "f")
     assert encoded(done(streamed(first))) == dict.fromkeys(COLUMNS, 6)

@@ -165,7 +165,9 @@ class _Run:
             _announce(work.counts)
         inspect_captions(self.report, work, self.encoders)
         if self.config.dry_run:
-            self.report.estimates = estimate(work, self.encoders, self.batch_size)
+            for name, cost in estimate(work, self.encoders, self.batch_size).items():
+                before = self.report.estimates.get(name)
+                self.report.estimates[name] = before.plus(cost) if before else cost
             return
         self._encode(work, dataset, memory)
         new = (divmod(n, self.shard_size) for n in range(len(work.new_ids)))

@@ -16,6 +16,15 @@ class Estimate:
     bytes: int
     seconds: float
 
+    def plus(self, other: "Estimate") -> "Estimate":
+        """Both together: of a stream, what the windows before take and this one."""
+        return Estimate(
+            self.samples + other.samples,
+            self.unplanned + other.unplanned,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass
 class EncodeReport:

@@ -56,8 +56,15 @@ Places = dict[str, tuple[int, int]]
 
 def places(cache: Cache | None) -> Places:
     """Where every sample of a cache lies: shard and row by id, as it is called now."""
-    shards = range(cache.shard_count if cache else 0)
-    return {i: (shard, row) for shard in shards if cache for row, i in enumerate(cache.ids(shard))}
+    if cache is None:
+        return {}
+    found: Places = {}
+    generations = cache.commits(layout.SAMPLES)  # listed once, not once for each shard
+    for shard in range(cache.shard_count):
+        known = shard in generations
+        ids = [r["id"] for r in cache.samples(shard, generations[shard])] if known else cache.planned_ids(shard)
+        found.update((sample_id, (shard, row)) for row, sample_id in enumerate(ids))
+    return found
 
 
 @dataclass
