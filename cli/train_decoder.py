@@ -4,26 +4,18 @@ from typing import Any
 
 import click
 
-from kcache.cli.options import make_config
-from kcache.cli.train_options import print_report, train_options
+from kcache.cli.sections import SectionedCommand
+from kcache.cli.train_options import make_train_config, print_report, samples, train_options
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("cache")
-@click.option(
-    "--pretrained-decoder-model-name-or-path",
-    metavar="NAME",
-    help="The decoder to begin from: a hub id or a folder.  [default: kandinsky-community/kandinsky-2-2-decoder]",
-)
-@click.option("--resolution", type=click.IntRange(min=8), help="Which latents to train on.  [default: 512]")
-@click.option(
+@samples("--resolution", type=click.IntRange(min=8), help="Which latents to train on.  [default: 512]")
+@samples(
     "--buckets",
     is_flag=True,
     default=None,
     help="Train on each picture's own aspect ratio, every update on one shape; encode with --buckets for it.",
-)
-@click.option(
-    "--gradient-checkpointing", is_flag=True, default=None, help="Less memory for activations, a slower step."
 )
 @train_options
 def decoder(**options: Any) -> int:
@@ -36,8 +28,9 @@ def decoder(**options: Any) -> int:
       kcache train decoder cache --output-dir my-decoder --resolution 512 --train-batch-size 8
       kcache train decoder cache --output-dir my-decoder --resume-from-checkpoint latest ...
       kcache train decoder cache --output-dir my-decoder --buckets --random-flip ...
+      kcache train decoder cache --output-dir my-lora --lora --rank 16 --learning-rate 1e-3
     """
     from kcache.training.config import DecoderConfig
     from kcache.training.train import train
 
-    return print_report(train(make_config(DecoderConfig, options)))
+    return print_report(train(make_train_config(DecoderConfig, options)))
