@@ -32,18 +32,31 @@ class TrainState:
     first_probe: float | None = None
     generations: dict[str, list[list[int]]] | None = None
     """The files that the snapshot pinned (None in checkpoints of older versions), to say what has changed since."""
+    mixed: list[str] = field(default_factory=list)
+    """The snapshots of the caches that are mixed in."""
+    selection: dict[str, Any] | None = None
+    """The options that chose the samples (None in checkpoints of older versions)."""
+    chosen: str | None = None
+    """What names the samples that were trained on."""
+    trains: str | None = None
+    """What is trained: the component, or a LoRA of some rank and targets."""
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0
+    """Validations since the best one."""
 
 
 def save_checkpoint(
-    output_dir: Path, state: TrainState, model: Any, subfolder: str, tensors: dict[str, Any], limit: int | None
+    output_dir: Path, state: TrainState, model: Any, weights: Weights, tensors: dict[str, Any], limit: int | None
 ) -> Path:
     """Write ``checkpoint-STEP`` and, when it is safe, remove the oldest beyond ``limit``.
 
-    It holds the model in the hub's layout, the optimizer (and gradient scaler) as tensors, and the state.
+    It holds what is trained as the result has it, the optimizer (and average, and gradient scaler) as tensors, and the
+    state.
     """
     path = output_dir / f"{PREFIX}{state.step}"
     with whole_folder(path) as folder:
-        model.save_pretrained(str(folder / subfolder), safe_serialization=True)
+        weights.save(model, folder)
         torch.save(tensors, folder / _TENSORS)
         (folder / _STATE).write_bytes(dump_record(asdict(state)))
     if limit is not None:
@@ -70,15 +83,6 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a different class for each kind of damage.
         raise _unreadable(path / _TENSORS, error) from error
     return tensors
-
-
-def load_weights(path: Path, subfolder: str, model: Any) -> None:
-    """Fill ``model`` with a checkpoint's weights."""
-    try:
-        loaded = type(model).from_pretrained(str(path / subfolder), dtype=torch.float32, use_safetensors=True)
-        model.load_state_dict(loaded.state_dict())
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise _unreadable(path / subfolder, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> KcacheError:
