@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from kcache.progress import logger
-from kcache.shards import KcacheError, durable
+from kcache.shards import KcacheError
 from kcache.shards.records import dump_record, load_record
+from kcache.whole_folder import OLD, TEMPORARY, whole_folder
 
 PREFIX = "checkpoint-"
-TEMPORARY, OLD = ".tmp-", ".old-"
-"""How the names of folders begin that are being written, or were there before."""
+RETRY = "run the same command with --resume-from-checkpoint latest"
+"""What to do when a disk was full."""
 _STATE, _TENSORS = "state.json", "optimizer.pt"
 
 
@@ -42,7 +43,7 @@ def save_checkpoint(
     It holds the model in the hub's layout, the optimizer (and gradient scaler) as tensors, and the state.
     """
     path = output_dir / f"{PREFIX}{state.step}"
-    with whole_folder(path) as folder:
+    with whole_folder(path, RETRY) as folder:
         model.save_pretrained(str(folder / subfolder), safe_serialization=True)
         torch.save(tensors, folder / _TENSORS)
         (folder / _STATE).write_bytes(dump_record(asdict(state)))
@@ -142,38 +143,3 @@ def recover(output_dir: Path) -> None:
         shutil.rmtree(aside) if name.exists() else os.rename(aside, name)
     for half in output_dir.glob(f"{TEMPORARY}*"):
         shutil.rmtree(half) if half.is_dir() else half.unlink()
-
-
-class whole_folder:  # noqa: N801  (used as a function)
-    """A context in which a folder is filled; it gets its name only when all that is in it lies on stable storage."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f"{TEMPORARY}{path.name}")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        durable.make_folder(self.temporary)
-        return self.temporary
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is not None:
-            # torch says of a full disk only that a position is unexpected, so the disk is asked.
-            full = "No space left" in str(error) or shutil.disk_usage(self.temporary).free < 2**20
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            if full and isinstance(error, Exception):
-                raise KcacheError(
-                    f"the disk of {self.path.parent} is full and {self.path.name} was not written; free some space and"
-                    " run the same command with --resume-from-checkpoint latest"
-                ) from error
-            return
-        for file in self.temporary.rglob("*.safetensors"):
-            # safetensors writes for its owner alone; a model is shared as the folder around it is.
-            file.chmod(self.temporary.stat().st_mode & 0o666)
-        durable.sync_tree(self.temporary)
-        replaced = self.path.with_name(f"{OLD}{self.path.name}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self.path.exists():
-            os.rename(self.path, replaced)
-        os.rename(self.temporary, self.path)
-        durable.sync_folder(self.path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
