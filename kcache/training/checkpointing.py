@@ -2,19 +2,22 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kcache.progress import logger
-from kcache.shards import KcacheError, durable
+from kcache.shards import KcacheError
 from kcache.shards.records import dump_record, load_record
+from kcache.whole_folder import OLD, TEMPORARY, whole_folder
+
+from .weights import Weights
 
 PREFIX = "checkpoint-"
-TEMPORARY, OLD = ".tmp-", ".old-"
-"""How the names of folders begin that are being written, or were there before."""
+RETRY = "run the same command with --resume-from-checkpoint latest"
+"""What to do when a disk was full."""
 _STATE, _TENSORS = "state.json", "optimizer.pt"
 
 
@@ -38,8 +41,6 @@ class TrainState:
     """The options that chose the samples (None in checkpoints of older versions)."""
     chosen: str | None = None
     """What names the samples that were trained on."""
-    trains: str | None = None
-    """What is trained: the component, or a LoRA of some rank and targets."""
     best_loss: float | None = None
     best_step: int | None = None
     worse: int = 0
@@ -55,7 +56,7 @@ def save_checkpoint(
     state.
     """
     path = output_dir / f"{PREFIX}{state.step}"
-    with whole_folder(path) as folder:
+    with whole_folder(path, RETRY) as folder:
         weights.save(model, folder)
         torch.save(tensors, folder / _TENSORS)
         (folder / _STATE).write_bytes(dump_record(asdict(state)))
@@ -113,30 +114,49 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
 def refuse_other(path: Path, saved: TrainState, now: TrainState, changes: str, accept_new_snapshot: bool) -> None:
     """KcacheError naming the first thing that differs between a checkpoint and the run that would go on from it.
 
-    ``changes`` says how the snapshot differs; ``accept_new_snapshot`` lets it.
+    ``changes`` says how the snapshots differ; ``accept_new_snapshot`` lets them.
     """
-    if saved.stage == now.stage and saved.columns == now.columns and saved.snapshot != now.snapshot:
+    if changes and saved.stage == now.stage and saved.columns == now.columns and len(saved.mixed) == len(now.mixed):
         if not accept_new_snapshot:
             raise KcacheError(
                 f"the cache is not what {path} was trained on ({changes}); go on with the cache as it is now by"
                 " --accept-new-snapshot, or start a new run in another --output-dir"
             )
         logger.warning("the cache is not what %s was trained on (%s); going on with it as it is now", path, changes)
-        saved = replace(saved, snapshot=now.snapshot, samples=now.samples)
-    remedies = {
-        "stage": "resume it with the other trainer",
-        "columns": "give the options that choose columns (--resolution, --text-column, views) as they were",
-        "snapshot": "the cache is another or has changed; start a new run in another --output-dir",
-        "samples": "the cache is another or has changed; start a new run in another --output-dir",
-        "global_batch": "choose --train-batch-size and --gradient-accumulation-steps so that their product, times the"
-        " number of processes, is the same",
-        "seed": "leave --seed out, or give the same",
-    }
-    for name, remedy in remedies.items():
+        saved = replace(saved, snapshot=now.snapshot, samples=now.samples, mixed=now.mixed, chosen=now.chosen)
+    for name, remedy in _REMEDIES.items():
         old, new = getattr(saved, name), getattr(now, name)
-        if old != new:
-            shown = [value[:12] if name == "snapshot" else value for value in (old, new)]
-            raise KcacheError(f"{path} was made with {name} {shown[0]} and this run has {shown[1]}; {remedy}")
+        if old is not None and old != new:
+            one, other = _shown(name, old, new)
+            raise KcacheError(f"{path} was made with {name} {one} and this run has {other}; {remedy}")
+
+
+_ANOTHER_CACHE = "the cache is another or has changed; start a new run in another --output-dir"
+_REMEDIES = {
+    "stage": "resume it with the other trainer",
+    "columns": "give the options that choose columns (--resolution, --text-column, views) as they were",
+    "snapshot": _ANOTHER_CACHE,
+    "samples": _ANOTHER_CACHE,
+    "mixed": "give --mix as it was",
+    "selection": "give the options that choose samples as they were, or start a new run in another --output-dir",
+    "chosen": "what chooses the samples has changed in the cache; start a new run in another --output-dir",
+    "global_batch": "choose --train-batch-size and --gradient-accumulation-steps so that their product, times the"
+    " number of processes, is the same",
+    "seed": "leave --seed out, or give the same",
+}
+"""What must be the same, and what to do where it is not; None in a checkpoint of an older version is not compared."""
+
+
+def _shown(name: str, old: Any, new: Any) -> tuple[Any, Any]:
+    """Two values that differ, as a sentence has room for them."""
+    if name in ("snapshot", "chosen"):
+        return old[:12], new[:12]
+    if name == "mixed":
+        return f"of {len(old)} further caches", f"{len(new)}"
+    if name == "selection":
+        different = [key for key in new if old.get(key) != new[key]]
+        return tuple(", ".join(f"{key} {part.get(key)}" for key in different) for part in (old, new))  # type: ignore[return-value]
+    return old, new
 
 
 def recover(output_dir: Path) -> None:
@@ -146,38 +166,3 @@ def recover(output_dir: Path) -> None:
         shutil.rmtree(aside) if name.exists() else os.rename(aside, name)
     for half in output_dir.glob(f"{TEMPORARY}*"):
         shutil.rmtree(half) if half.is_dir() else half.unlink()
-
-
-class whole_folder:  # noqa: N801  (used as a function)
-    """A context in which a folder is filled; it gets its name only when all that is in it lies on stable storage."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f"{TEMPORARY}{path.name}")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        durable.make_folder(self.temporary)
-        return self.temporary
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is not None:
-            # torch says of a full disk only that a position is unexpected, so the disk is asked.
-            full = "No space left" in str(error) or shutil.disk_usage(self.temporary).free < 2**20
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            if full and isinstance(error, Exception):
-                raise KcacheError(
-                    f"the disk of {self.path.parent} is full and {self.path.name} was not written; free some space and"
-                    " run the same command with --resume-from-checkpoint latest"
-                ) from error
-            return
-        for file in self.temporary.rglob("*.safetensors"):
-            # safetensors writes for its owner alone; a model is shared as the folder around it is.
-            file.chmod(self.temporary.stat().st_mode & 0o666)
-        durable.sync_tree(self.temporary)
-        replaced = self.path.with_name(f"{OLD}{self.path.name}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self.path.exists():
-            os.rename(self.path, replaced)
-        os.rename(self.temporary, self.path)
-        durable.sync_folder(self.path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 from kcache.checkpoints import DECODER, PRIOR, Checkpoint
 from kcache.shards import durable
+from kcache.whole_folder import whole_folder
 
-from .checkpointing import whole_folder
+from .checkpointing import RETRY
 from .stages import Stage
 
 
@@ -16,7 +17,7 @@ def save_result(output_dir: Path, model: Any, stage: Stage, trained_from: str, o
     trained_from = Checkpoint(trained_from).base().name_or_path
     if Path(trained_from).is_dir():
         trained_from = str(Path(trained_from).resolve())  # so that the result works from any folder
-    with whole_folder(output_dir / stage.subfolder) as folder:
+    with whole_folder(output_dir / stage.subfolder, RETRY) as folder:
         model.save_pretrained(str(folder), safe_serialization=True)
     record = {"stage": stage.name, "trained_from": trained_from, "options": options}
     durable.replace(output_dir / "training.json", (json.dumps(record, indent=1) + "\n").encode())
