@@ -261,22 +261,28 @@ _WITHOUT_USE = [
 
 def print_report(report: "TrainReport") -> int:
     """What a run did and what comes next; returns the exit code."""
-    stopped = report.step < report.max_steps
     if not report.is_main:
-        return 130 if stopped else 0
-    if stopped:
+        return 0 if report.finished else 130
+    if not report.finished:
         click.echo(
             f"Stopped after update {report.step:,} of {report.max_steps:,}; all of it is in {report.checkpoint}.\n"
             "Go on with the same command and --resume-from-checkpoint latest"
         )
         return 130
-    click.echo(f"Trained for {report.step:,} updates ({report.epochs:,.1f} epochs of {report.samples:,} samples).")
+    early = f" of {report.max_steps:,}, as no validation was better" if report.ended_early else ""
+    click.echo(f"Trained for {report.step:,} updates{early} ({report.epochs:,.1f} epochs of {report.samples:,} samples).")
     if report.first_probe is not None and report.last_probe is not None:
         click.echo(f"Loss on fixed draws: {report.first_probe:.4f} before, {report.last_probe:.4f} after.")
+    if report.best_loss is not None:
+        click.echo(
+            f"Held-out loss: {report.best_loss:.4f} at best, after update {report.best_step:,}; these weights are in"
+            f" {report.output_dir}/best."
+        )
     stage = {"prior": "prior", "unet": "decoder"}[report.component]
     other = {"prior": "--decoder my-decoder", "decoder": "--prior my-prior"}[stage]
     click.echo(
-        f"The result is in {report.output_dir}/{report.component}; {report.output_dir}/README.md shows how diffusers"
+        f"The result is in {report.output_dir}/{report.result}; {report.output_dir}/README.md shows how diffusers"
         f' loads it.\nNext: kcache generate "a prompt" --{stage} {report.output_dir} {other} -o grid.png'
+        f"\n      kcache report {report.output_dir} -o report.html"
     )
     return 0

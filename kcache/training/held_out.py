@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from .feeder import Feeder
 from .samples import Positions, Samples
 from .sources import MicroBatch, Source
 from .stages import Stage
+
+Kind = TypeVar("Kind")
 
 BANDS = 4
 """Equal parts of the timesteps: each sample is measured once in each."""
@@ -48,42 +50,40 @@ class HeldOut:
     def loss(self, accelerator: Any, objective: Any, batch_size: int) -> HeldOutLoss:
         """The loss without any weighting, over all processes; changes nothing."""
         totals = torch.zeros(BANDS, device=accelerator.device)
-        work = list(self._batches(batch_size))
-        mine = _share(work, accelerator.process_index, accelerator.num_processes)
-        was_training = objective.training
+        work = [
+            (batch, band, 1)
+            for band, timesteps in enumerate(self.bands)
+            for _, batch in self.batches(batch_size, HELD_OUT + band, timesteps)
+        ]
+        mine = share(work, accelerator.process_index, accelerator.num_processes)
+        batches, was_training = iter([batch for batch, _, _ in mine]), objective.training
         objective.eval()
-        with (
-            torch.no_grad(),
-            Feeder(self.source, iter([batch for _, batch, _ in mine]), batch_size, accelerator.device) as feeder,
-        ):
-            for (band, _, counts), batch in zip(mine, feeder, strict=True):
+        with torch.no_grad(), Feeder(self.source, batches, batch_size, accelerator.device) as feeder:
+            for (_, band, counts), batch in zip(mine, feeder, strict=True):
                 totals[band] += objective(batch).detach() * len(batch["timesteps"]) * counts
         objective.train(was_training)
         means = (accelerator.reduce(totals, "sum") / len(self.positions)).tolist()
         ends = [(band[0], band[-1]) for band in self.bands]
         return HeldOutLoss(float(np.mean(means)), dict(zip(ends, means, strict=True)))
 
-    def batches(self, batch_size: int, step: int, timesteps: range | None = None) -> Iterator[MicroBatch]:
-        """All samples once, each batch of one shape."""
+    def batches(
+        self, batch_size: int, step: int, timesteps: range | None = None
+    ) -> Iterator[tuple[Positions, MicroBatch]]:
+        """All samples once, each batch of one shape; with each batch, which of `positions` are in it."""
         slots = np.array(self._slots, np.uint64)
         for group in self.source.groups:
             among = np.flatnonzero(np.isin(self.positions, group))
             for start in range(0, len(among), batch_size):
                 some = among[start : start + batch_size]
-                yield MicroBatch(step, slots[some].tolist(), self.positions[some].tolist(), timesteps)
-
-    def _batches(self, batch_size: int) -> Iterator[tuple[int, MicroBatch, int]]:
-        for band, timesteps in enumerate(self.bands):
-            for batch in self.batches(batch_size, HELD_OUT + band, timesteps):
-                yield band, batch, 1
+                yield some, MicroBatch(step, slots[some].tolist(), self.positions[some].tolist(), timesteps)
 
 
-def _share(work: list[tuple[int, MicroBatch, int]], rank: int, processes: int) -> list[tuple[int, MicroBatch, int]]:
+def share(work: list[tuple[MicroBatch, Kind, int]], rank: int, processes: int) -> list[tuple[MicroBatch, Kind, int]]:
     """What one process measures: every process as many batches, for sharded models run on all at once.
 
-    One that has fewer measures its first again and does not count it.
+    One that has fewer measures the first again, and counts it 0 times.
     """
     mine = work[rank::processes]
     missing = -(-len(work) // processes) - len(mine)
-    band, batch, _ = work[0]
-    return mine + [(band, batch, 0)] * missing
+    batch, kind, _ = work[0]
+    return mine + [(batch, kind, 0)] * missing

@@ -71,8 +71,8 @@ class Progress:
     """What is known after an update that is logged: ``loss`` and rates since the one before.
 
     ``data_wait`` is the share of the time in which the step waited for its batch; ``peak_memory`` the bytes that torch
-    held at most on the device (0 on a CPU, which keeps no count); ``bad_step`` the first update since whose loss or
-    gradient was not finite.
+    held at most on the device (0 on a CPU, which keeps no count); ``bad_step`` the first update since that went
+    wrong, and ``what`` went wrong.
     """
 
     step: int
@@ -83,10 +83,11 @@ class Progress:
     data_wait: float
     peak_memory: int
     bad_step: int | None
+    what: str
 
     def metrics(self) -> dict[str, Any]:
         """As they stand in ``metrics.jsonl``."""
-        return {name: value for name, value in asdict(self).items() if name not in ("step", "bad_step")}
+        return {name: value for name, value in asdict(self).items() if name not in ("step", "bad_step", "what")}
 
 
 @dataclass
@@ -109,7 +110,8 @@ class Loop:
         accelerator, waiting = self.accelerator, Waiting(batches)
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         total, norm = torch.zeros((), device=accelerator.device), torch.zeros(())
-        watch, logged, since = Watch(accelerator.device), first_step, time.perf_counter()
+        watch = Watch(accelerator.device, accelerator.scaler, accelerator.gather)
+        logged, since = first_step, time.perf_counter()
         for step in range(first_step, stop_step):
             for micro in range(self.geometry.accumulation):
                 self._seed_dropout(step, micro)
@@ -131,7 +133,8 @@ class Loop:
                 mean = accelerator.reduce(total / (updates * self.geometry.accumulation), "mean").item()
                 rate, waited = updates * self.geometry.global_batch / (now - since), waiting.taken() / (now - since)
                 peak, lr = peak_memory(accelerator.device), self.schedule.get_last_lr()[0]
-                after.logged(Progress(done, mean, lr, float(norm), rate, waited, peak, watch.first_bad()))
+                bad = watch.first_bad()
+                after.logged(Progress(done, mean, lr, float(norm), rate, waited, peak, bad, watch.what))
                 total, logged, since = torch.zeros_like(total), done, time.perf_counter()
             paused = time.perf_counter()
             after.update(done)
