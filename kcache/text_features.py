@@ -60,8 +60,6 @@ def encode_captions(
     tokens = tokenizer(list(captions), max_length=length, padding="max_length", truncation=True, return_tensors="pt")
     with torch.inference_mode():
         output = model(tokens.input_ids.to(device))
-    embeds, hidden_states = (
-        tensor.float().cpu().numpy() for tensor in (output.text_embeds, output.last_hidden_state)
-    )
+    embeds, hidden_states = (tensor.float().cpu().numpy() for tensor in (output.text_embeds, output.last_hidden_state))
     counts = tokens.attention_mask.sum(1).tolist()
     return [(embed, hidden[:n]) for embed, hidden, n in zip(embeds, hidden_states, counts, strict=True)]
