@@ -114,7 +114,9 @@ def _listed(file: str, snapshot: Snapshot) -> Any:
     try:
         lines = Path(file).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--sample-ids {file} cannot be read ({error}); give a text file with one id in a line") from None
+        raise UsageError(
+            f"--sample-ids {file} cannot be read ({error}); give a text file with one id in a line"
+        ) from None
     wanted = {line for line in lines if line}
     names = [str(row["id"]) for row in _rows(snapshot)]
     if lacking := sorted(wanted.difference(names)):

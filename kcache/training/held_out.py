@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,7 +46,7 @@ class HeldOut:
         self._slots = [id_hash(name) for name in planned_ids(samples.snapshots[0], positions)]
         steps = stage.scheduler.config.num_train_timesteps
         edges = [band * steps // BANDS for band in range(BANDS + 1)]
-        self.bands = [range(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+        self.bands = [range(low, high) for low, high in pairwise(edges)]
 
     def loss(self, accelerator: Any, objective: Any, batch_size: int) -> HeldOutLoss:
         """The loss without any weighting, over all processes; changes nothing."""

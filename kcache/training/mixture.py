@@ -22,8 +22,8 @@ def open_caches(config: TrainConfig) -> list[Cache]:
     shares = [share for _, share in config.mix]
     if sum(shares) >= 1:
         raise UsageError(
-            f"--mix gives {sum(shares):g} of all samples to other caches and leaves none to {config.cache}; their shares"
-            " have to add up to less than 1"
+            f"--mix gives {sum(shares):g} of all samples to other caches and leaves none to {config.cache}; give shares"
+            " that add up to less than 1"
         )
     return [Cache(config.cache), *(Cache(root) for root, _ in config.mix)]
 

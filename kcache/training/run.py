@@ -1,8 +1,8 @@
 """One training run: its parts put together, and what happens around the loop."""
 
 import math
-import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,19 @@ from kcache.shards import KcacheError, Snapshot
 
 from . import checkpointing
 from .assembly import in_use, make_loop, tensors_of
-from .changes import describe_changes
-from .checkpointing import TrainState
-from .chosen import selection_record
 from .config import DecoderConfig, PriorConfig
-from .loop import After, Geometry, Progress, finish_step_on_signal
+from .divergence import Divergence
 from .feeder import Feeder
+from .loop import After, Progress, finish_step_on_signal
 from .memory import apply_memory_options
 from .metrics import Metrics
 from .mixture import Mixture
 from .probe import probe_loss
 from .results import Results
+from .run_record import cache_record
 from .shapes import report_groups
 from .stages import Stage
+from .start import first_state, make_geometry, make_seed, resumed_state
 from .validating import make_validating
 from .validation_steps import validation_steps
 from .weights import Weights
@@ -70,15 +70,16 @@ class TrainingRun:
         resumed: Path | None,
     ) -> None:
         self.config, self.accelerator, self.stage, self.weights = config, accelerator, stage, weights
-        self.output_dir, self.snapshots = Path(config.output_dir), snapshots
+        self.output_dir = Path(config.output_dir)
         saved = checkpointing.load_state(resumed) if resumed else None
-        self.geometry = self._geometry(saved)
-        seed = config.seed if config.seed is not None else saved.seed if saved else self._shared_seed()
+        self.geometry = make_geometry(config, accelerator, saved)
+        seed = make_seed(config, accelerator, saved)
         self.mixture = Mixture(config, snapshots, seed)
-        self.state = self._first_state(seed)
+        self.state = first_state(config, stage, self.mixture, self.geometry, seed)
         weights.prepare(stage.model, seed)
         if resumed and saved:
-            self._go_on_from(resumed, saved)
+            self.state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
+            weights.load(stage.model, resumed)
         apply_memory_options(stage.model, config)
         self.source = stage.make_source(self.mixture.samples, seed)
         self.epoch = self.mixture.epoch(self.source)
@@ -86,7 +87,8 @@ class TrainingRun:
         self.max_steps = config.max_train_steps or wanted
         self.order = self.mixture.order(self.source, self.geometry.global_batch, seed)
         self.loop = make_loop(config, accelerator, stage, self.geometry, self.max_steps, self.state, resumed)
-        self.results = Results(config, stage, weights, self.output_dir)
+        self.divergence = Divergence(self.loop, self.order, self.source, self.mixture, self.output_dir)
+        self.results = Results(config, stage, weights)
         self.metrics = Metrics(config, accelerator, self.output_dir)
 
     def train(self) -> TrainReport:
@@ -98,12 +100,9 @@ class TrainingRun:
                 " ask for more with --max-train-steps or --num-train-epochs"
             )
         self._announce()
-        self.results.prepare_upload()
-        validating = make_validating(
-            self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best, self.output_dir
-        )
+        validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
         try:
-            self.metrics.start(self.results.record(self.mixture, self.state), first)
+            self.metrics.start(self._record())
             return self._train(first, validating)
         finally:
             self.metrics.finish()
@@ -131,7 +130,7 @@ class TrainingRun:
                     self._save_checkpoint(step)
 
             def logged(now: Progress) -> None:
-                self._refuse_divergence(now)
+                self.divergence.refuse(now)
                 self.metrics.log(now.metrics(), now.step)
                 progress.set_postfix_str(
                     f"loss {now.loss:.4f}, lr {now.learning_rate:.2e}, {now.samples_per_second:,.1f} samples/s",
@@ -148,12 +147,7 @@ class TrainingRun:
             finished = done == self.max_steps or ended_early
             # Still inside: a signal now must not cut short what saves the run. And before the last probe.
             last_saved = self._save_checkpoint(done)
-            if finished:
-                with in_use(self.loop):
-                    last_probe = self._probe(done)
-                    self.results.save(self.model, self.state, last_probe, best=config.early_stopping is not None)
-        if finished:
-            self.results.upload()
+            last_probe = self._finish(done) if finished else None
         return TrainReport(
             output_dir=str(self.output_dir),
             component=self.stage.subfolder,
@@ -163,7 +157,7 @@ class TrainingRun:
             samples=sum(map(len, self.mixture.train)),
             epochs=float(done * self.geometry.global_batch / self.epoch),
             first_probe=self.state.first_probe,
-            last_probe=last_probe if finished else None,
+            last_probe=last_probe,
             best_loss=self.state.best_loss,
             best_step=self.state.best_step,
             ended_early=ended_early,
@@ -171,82 +165,35 @@ class TrainingRun:
             is_main=main,
         )
 
+    def _finish(self, step: int) -> float | None:
+        """Write the result: the best point where training ends early by it, else the last; returns the last probe."""
+        with in_use(self.loop):
+            last_probe = self._probe(step)
+            losses = {"first_probe": self.state.first_probe, "last_probe": last_probe, "held_out": self.state.best_loss}
+            known = {name: loss for name, loss in losses.items() if loss is not None}
+            if not self.accelerator.is_main_process:
+                return last_probe
+            if self.config.early_stopping is not None and self.state.best_loss is not None:
+                self.results.promote_best(self.state, known)
+            else:
+                self.results.save(self.model, self.state, known)
+        return last_probe
+
     @property
     def model(self) -> Any:
         """The component being trained, without what accelerate wrapped around it."""
         return self.accelerator.unwrap_model(self.loop.objective).model
 
-    def _geometry(self, saved: TrainState | None) -> Geometry:
-        """As the options say; going on with another number of processes, an update keeps its samples."""
-        config, accelerator = self.config, self.accelerator
-        geometry = Geometry(
-            config.train_batch_size,
-            config.gradient_accumulation_steps,
-            accelerator.num_processes,
-            accelerator.process_index,
-        )
-        if saved and geometry.global_batch != saved.global_batch:
-            kept = geometry.keeping(saved.global_batch)
-            if kept != geometry and accelerator.is_main_process:
-                logger.info(
-                    "--gradient-accumulation-steps is %d instead of %d, so that an update still has %d samples",
-                    kept.accumulation,
-                    geometry.accumulation,
-                    saved.global_batch,
-                )
-            accelerator.gradient_accumulation_steps = kept.accumulation
-            return kept
-        return geometry
-
-    def _first_state(self, seed: int) -> TrainState:
-        first, *others = self.snapshots
-        return TrainState(
-            stage=self.stage.name,
-            step=0,
-            seed=seed,
-            global_batch=self.geometry.global_batch,
-            snapshot=first.digest,
-            columns=list(self.stage.columns),
-            samples=len(first),
-            generations=first.generations,
-            mixed=[other.digest for other in others],
-            selection=selection_record(self.config),
-            chosen=self.mixture.digest,
-        )
-
-    def _go_on_from(self, resumed: Path, saved: TrainState) -> None:
-        changes = []
-        if saved.snapshot != self.state.snapshot:
-            changes.append(describe_changes(saved.generations, saved.samples, self.snapshots[0]))
-        pairs = zip(saved.mixed, self.state.mixed, self.snapshots[1:], strict=False)
-        changes += [f"{snapshot.cache.root} has changed" for old, new, snapshot in pairs if old != new]
-        checkpointing.refuse_other(resumed, saved, self.state, "; ".join(changes), self.config.accept_new_snapshot)
-        self.weights.load(self.stage.model, resumed)
-        self.state = replace(
-            self.state,
-            step=saved.step,
-            first_probe=saved.first_probe,
-            best_loss=saved.best_loss,
-            best_step=saved.best_step,
-            worse=saved.worse,
-        )
-
-    def _shared_seed(self) -> int:
-        """A seed that nobody chose, the same in every process."""
-        from accelerate.utils import broadcast
-
-        seed = torch.tensor(secrets.randbits(31), device=self.accelerator.device)
-        return int(broadcast(seed).item())
-
     def _announce(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        if missing := sum(snapshot.missing_shards for snapshot in self.snapshots):
+        if missing := sum(snapshot.missing_shards for snapshot in self.mixture.samples.snapshots):
             logger.warning("%d shards are not encoded yet and are left out", missing)
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         first, *mixed = map(len, self.mixture.train)
         logger.info(
-            "training %s (%.1f M parameters) on %s samples%s: updates %s to %s of %s samples each, %.1f epochs, seed %d",
+            "training %s (%.1f M parameters) on %s samples%s:"
+            " updates %s to %s of %s samples each, %.1f epochs, seed %d",
             f"a LoRA of the {self.stage.name}" if self.config.lora else f"the {self.stage.name}",
             trainable / 1e6,
             f"{first:,}",
@@ -277,24 +224,8 @@ class TrainingRun:
         flag = torch.tensor(float(asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _refuse_divergence(self, now: Progress) -> None:
-        if now.bad_step is not None:
-            raise self._diverged(now.what, now.bad_step)
-
-    def _diverged(self, what: str, step: int) -> KcacheError:
-        ids = [self.mixture.samples.id(self.source.sample_of(p)) for p in self.order.batch(step - 1).tolist()[:SHOWN]]
-        more = f" and {self.geometry.global_batch - SHOWN:,} more" if self.geometry.global_batch > SHOWN else ""
-        rate = self.loop.schedule.get_last_lr()[0]
-        saved = checkpointing.checkpoints(self.output_dir)
-        last = f"go on from {saved[-1]} with" if saved else "there is no checkpoint yet: begin anew with"
-        return KcacheError(
-            f"{what} at update {step:,} (learning rate {rate:.2e}; samples {', '.join(ids)}{more}); {last} a lower"
-            " --learning-rate"
-        )
-
     def _save_checkpoint(self, step: int) -> Path | None:
-        # Losses are looked at when they are logged, which may be later than this: no checkpoint may hold a NaN.
-        self._refuse_nan(step)
+        self.divergence.refuse_nan(self.model, step)
         self.state = replace(self.state, step=step)
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
@@ -302,15 +233,29 @@ class TrainingRun:
         limit, tensors = self.config.checkpoints_total_limit, tensors_of(self.loop, self.config)
         return checkpointing.save_checkpoint(self.output_dir, self.state, self.model, self.weights, tensors, limit)
 
-    def _keep_best(self, step: int) -> None:
-        self._refuse_nan(step)
+    def _keep_best(self, step: int, loss: float) -> None:
+        self.divergence.refuse_loss(loss, step)
+        self.divergence.refuse_nan(self.model, step)
         if self.accelerator.is_main_process:
-            self.results.save_best(self.model, step)
+            self.results.save_best(self.model, replace(self.state, step=step), loss)
 
-    def _refuse_nan(self, step: int) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            raise self._diverged("a weight is no longer a finite number", step)
-
-
-SHOWN = 8
-"""Samples of an update that are named when it goes wrong."""
+    def _record(self) -> dict[str, Any]:
+        """What ``run.json`` says of this run beside its options."""
+        snapshots = self.mixture.samples.snapshots
+        shares = [1 - sum(self.mixture.shares, Fraction(0)), *self.mixture.shares]
+        caches = [
+            cache_record(snapshot, share=float(share), trained_on=len(positions))
+            for snapshot, share, positions in zip(
+                self.mixture.samples.snapshots, shares, self.mixture.train, strict=True
+            )
+        ]
+        return {
+            "step": self.state.step,
+            "stage": self.stage.name,
+            "max_steps": self.max_steps,
+            "samples": sum(map(len, self.mixture.train)),
+            "held_out": len(self.mixture.held_out),
+            "global_batch": self.geometry.global_batch,
+            "seed": self.state.seed,
+            "caches": caches,
+        }

@@ -103,7 +103,7 @@ def sample_image_embeds(
     model: Any,
     scheduler: Any,
     text: TextFeatures,
-    null: TextFeatures,
+    null: TextFeatures | None,
     *,
     noise_BD: Tensor,
     generator: Generators,
@@ -113,10 +113,11 @@ def sample_image_embeds(
     """The image embeddings (B, D) of B captions, raw and in fp32 on the device of ``noise_BD``.
 
     Equal to what KandinskyV22PriorPipeline gives for the same noise and generator; captions are trimmed to the longest.
-    ``null`` (one row) is the empty caption, which a ``guidance_scale`` above 1 steers away from (Ho and Salimans 2022).
+    ``null`` (one row) is the empty caption, which a ``guidance_scale`` above 1 steers away from (Ho and Salimans 2022);
+    without it nothing is.
     """
-    guided, device = guidance_scale > 1, noise_BD.device
-    rows = null.repeated(len(noise_BD)).followed_by(text) if guided else text
+    guided, device = null is not None and guidance_scale > 1, noise_BD.device
+    rows = null.repeated(len(noise_BD)).followed_by(text) if null is not None and guided else text
     longest = int(rows.lengths.max())
     rows = rows.at_length(trimmed_length(longest, model.config.num_embeddings)).to(device, model.dtype)
     scheduler.set_timesteps(steps)  # on the CPU, where the scheduler looks its coefficients up

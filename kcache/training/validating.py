@@ -1,22 +1,23 @@
 """What a run measures and draws on the way, which of its points is the best, and when no better one is to come."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from kcache.progress import logger
+from kcache.checkpoints import Checkpoint
 
 from .assembly import in_use
 from .checkpointing import TrainState
+from .config import DecoderConfig, PriorConfig
 from .held_out import HeldOut
 from .loop import Loop
 from .metrics import Metrics
+from .mixture import Mixture
 from .prior_scores import PriorScores
-from .validation import Validator
+from .sampling import sampling_scheduler
+from .stages import Stage
 
 
 @dataclass
@@ -27,10 +28,10 @@ class Validating:
     metrics: Metrics
     held_out: HeldOut | None
     scores: PriorScores | None
-    drawer: Validator | None
+    drawer: Any | None
     patience: int | None
     """Validations without a better loss after which training ends."""
-    keep_best: Callable[[int], None]
+    keep_best: Callable[[int, float], None]
     """Saves the weights as they are now in use, as the best."""
 
     @property
@@ -49,7 +50,7 @@ class Validating:
                 if self.scores is not None:
                     values |= self.scores.measure(self.loop.accelerator, model, batch_size)
                 self.metrics.log(values, step)
-                state = self._compare(step, found.loss, state)
+                state = self._compare(replace(state, step=step), found.loss)
             if self.drawer is not None and self.loop.accelerator.is_main_process:
                 self.metrics.pictures("validation", self.drawer.draw(model, step), step)
         self.loop.accelerator.wait_for_everyone()
@@ -59,14 +60,26 @@ class Validating:
         """Whether patience is at its end."""
         return self.patience is not None and state.worse >= self.patience
 
-    def _compare(self, step: int, loss: float, state: TrainState) -> TrainState:
-        if not math.isfinite(loss) or (state.best_loss is not None and loss >= state.best_loss):
+    def _compare(self, state: TrainState, loss: float) -> TrainState:
+        if state.best_loss is not None and loss >= state.best_loss:
             return replace(state, worse=state.worse + 1)
-        logger.debug("update %d has the best loss so far, %.6f", step, loss)
-        self.keep_best(step)
-        return replace(state, best_loss=loss, best_step=step, worse=0)
+        self.keep_best(state.step, loss)
+        return replace(state, best_loss=loss, best_step=state.step, worse=0)
 
 
-def best_folder(output_dir: Path) -> Path:
-    """Where the weights of the best validation lie."""
-    return output_dir / "best"
+def make_validating(
+    config: PriorConfig | DecoderConfig,
+    loop: Loop,
+    stage: Stage,
+    mixture: Mixture,
+    metrics: Metrics,
+    keep_best: Callable[[int, float], None],
+) -> Validating:
+    """What ``--validation-split`` and ``--validation-prompts`` ask for. Loads what that needs."""
+    held_out = scores = None
+    if len(mixture.held_out):
+        held_out = HeldOut(stage, mixture.samples, mixture.held_out[: config.validation_samples])
+        if isinstance(config, PriorConfig):
+            checkpoint = Checkpoint(config.pretrained_prior_model_name_or_path, config.revision, None, config.cache_dir)
+            scores = PriorScores(held_out, sampling_scheduler(checkpoint))
+    return Validating(loop, metrics, held_out, scores, None, config.early_stopping, keep_best)
