@@ -245,9 +245,7 @@ class TrainingRun:
         shares = [1 - sum(self.mixture.shares, Fraction(0)), *self.mixture.shares]
         caches = [
             cache_record(snapshot, share=float(share), trained_on=len(positions))
-            for snapshot, share, positions in zip(
-                self.mixture.samples.snapshots, shares, self.mixture.train, strict=True
-            )
+            for snapshot, share, positions in zip(snapshots, shares, self.mixture.train, strict=True)
         ]
         return {
             "step": self.state.step,
