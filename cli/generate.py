@@ -14,6 +14,8 @@ from kcache.cli.sizes import count
 @click.option(
     "--decoder", metavar="OUT", help="A trained decoder.  [default: kandinsky-community/kandinsky-2-2-decoder]"
 )
+@click.option("--prior-lora-scale", type=float, help="How much of a LoRA given as --prior.  [default: 1]")
+@click.option("--decoder-lora-scale", type=float, help="How much of a LoRA given as --decoder.  [default: 1]")
 @click.option("-o", "--output", metavar="PNG", help="Where the grid is written.  [default: grid.png]")
 @click.option("--num-images-per-prompt", type=click.IntRange(min=1), help="[default: 1]")
 @click.option("--negative-prompt", help="What the picture should not be.")
@@ -32,11 +34,13 @@ from kcache.cli.sizes import count
 def generate(**options: Any) -> None:
     """Make pictures of each PROMPT and write them as one grid, through the stock diffusers pipelines.
 
-    --prior and --decoder take the --output-dir of a training run, the folder of a pipeline, or a hub id.
+    --prior and --decoder take the --output-dir of a training run, with or without --lora, the folder of a pipeline, or a
+    hub id.
 
     \b
       kcache generate "a red fox" --prior my-prior --decoder my-decoder -o fox.png
       kcache generate "a red fox" "a blue cup" --decoder my-decoder --num-images-per-prompt 4
+      kcache generate "a red fox" --decoder my-lora --decoder-lora-scale 0.7
     """
     from kcache.generation import GenerateConfig
     from kcache.generation import generate as generate_pictures

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kcache.fingerprints import config_digest, weights_sha256
+from kcache.lora_file import LORA_FILE
 from kcache.progress import hush_libraries
 from kcache.shards.errors import KcacheError
 from kcache.shards.records import Record
 
 PRIOR = "kandinsky-community/kandinsky-2-2-prior"
 DECODER = "kandinsky-community/kandinsky-2-2-decoder"
+SUBFOLDERS = {"prior": "prior", "decoder": "unet"}
+"""Where each stage's component lies in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class Checkpoint:
     def base(self) -> "Checkpoint":
         """The whole checkpoint behind the OUT of a training run, which holds the trained component alone; else this."""
         trained_from = training_record(Path(self.name_or_path)).get("trained_from")
-        return replace(self, name_or_path=str(trained_from)) if trained_from else self
+        return replace(self, name_or_path=str(trained_from)).base() if trained_from else self
 
     def _locate(self, subfolder: str) -> "tuple[Checkpoint, Path]":
         """The checkpoint that would hold a component, which may be the one behind this, and its folder."""
         folder = Path(self.name_or_path)
+        _refuse_lora(folder, subfolder)
         if not (folder / subfolder).is_dir() and self.base() != self:
             return self.base()._locate(subfolder)
         return self, folder if folder.is_dir() else self._download(subfolder)
@@ -157,6 +161,17 @@ def _variant(path: Path) -> str | None:
     """``fp16`` of ``model.fp16.safetensors`` and ``model.fp16-00001-of-00002.safetensors``; None without a variant."""
     _, dot, rest = path.name.removesuffix(".safetensors").partition(".")
     return rest.split("-")[0] if dot else None
+
+
+def _refuse_lora(folder: Path, subfolder: str) -> None:
+    """KcacheError where ``subfolder`` was trained in ``folder`` as a LoRA: what that was trained from is not it."""
+    if (folder / LORA_FILE).is_file() and not (folder / subfolder).is_dir():
+        stage = training_record(folder).get("stage")
+        if subfolder == SUBFOLDERS.get(str(stage)):
+            raise KcacheError(
+                f"{folder} holds a LoRA of the {stage} and not the whole; merge it with 'kcache export {folder} --fuse'"
+                f" and name {folder / 'fused'}"
+            )
 
 
 def training_record(folder: Path) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import DECODER, PRIOR, Checkpoint, training_record
+from kcache.checkpoints import DECODER, PRIOR, training_record
 from kcache.devices import find_device, torch_dtype
 from kcache.progress import bar, hush_libraries
+from kcache.results import KINDS, load_pipeline
 from kcache.shards.errors import KcacheError
 
 
@@ -18,6 +19,8 @@ class GenerateConfig:
     prompts: tuple[str, ...]
     prior: str = PRIOR
     decoder: str = DECODER
+    prior_lora_scale: float | None = None  # 1, where the prior is a LoRA
+    decoder_lora_scale: float | None = None
     output: str = "grid.png"
     num_images_per_prompt: int = 1
     negative_prompt: str = ""
@@ -53,7 +56,8 @@ def generate(config: GenerateConfig) -> GenerateReport:
     device = find_device(config.device)
     dtype = torch_dtype(config.dtype or ("fp16" if device.type == "cuda" else "fp32"))
     side = config.resolution or _trained_resolution(config.decoder) or 512
-    prior, decoder = _load_prior(config.prior, dtype), _load_decoder(config.decoder, dtype)
+    prior = load_pipeline(config.prior, KINDS["prior"], dtype, config.prior_lora_scale)
+    decoder = load_pipeline(config.decoder, KINDS["decoder"], dtype, config.decoder_lora_scale)
     for pipeline in (prior, decoder):
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
@@ -111,43 +115,6 @@ def _grid(pictures: Sequence[Any], columns: int) -> Any:
     for i, picture in enumerate(pictures):
         grid.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
     return grid
-
-
-def _load_prior(name: str, dtype: Any) -> Any:
-    from diffusers import KandinskyV22PriorPipeline, PriorTransformer
-
-    return _load(name, "prior", KandinskyV22PriorPipeline, PriorTransformer, dtype)
-
-
-def _load_decoder(name: str, dtype: Any) -> Any:
-    from diffusers import KandinskyV22Pipeline, UNet2DConditionModel
-
-    return _load(name, "unet", KandinskyV22Pipeline, UNet2DConditionModel, dtype)
-
-
-def _load(name: str, subfolder: str, pipeline_class: Any, model_class: Any, dtype: Any) -> Any:
-    """A pipeline from its folder or hub id, or from a trained component and the checkpoint it was trained from."""
-    from safetensors import SafetensorError
-
-    folder, replaced = Path(name), {}
-    if not folder.is_dir() and "/" not in name:
-        raise KcacheError(f"{name} does not exist; name the --output-dir of a training run, a pipeline or a hub id")
-    arguments = {"dtype": dtype, "use_safetensors": True}
-    try:
-        if folder.is_dir() and not (folder / "model_index.json").is_file():
-            if not (folder / subfolder).is_dir():
-                raise KcacheError(
-                    f"{folder} holds no trained '{subfolder}'; train one with 'kcache train', or name a pipeline"
-                )
-            replaced[subfolder] = Checkpoint(name).component(subfolder).load(model_class, dtype)
-            name = str(training_record(folder).get("trained_from", name))
-        return pipeline_class.from_pretrained(name, **replaced, **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        cause = str(error).split("\n")[0].rstrip(". ")
-        raise KcacheError(
-            f"{name} does not load as {pipeline_class.__name__} ({cause}); name the --output-dir of a training run, the"
-            " folder of a pipeline, or a hub id"
-        ) from error
 
 
 def _trained_resolution(decoder: str) -> int | None:
