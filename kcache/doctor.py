@@ -34,7 +34,9 @@ TESTED = {
 EXTRAS = {
     "heif": (["pillow-heif"], "pictures in HEIC, as phones take them"),
     "xformers": (["xformers"], "nothing yet; meant for memory-efficient attention in the decoder's UNet"),
-    "bitsandbytes": (["bitsandbytes"], "nothing yet; meant for 8-bit Adam"),
+    "bitsandbytes": (["bitsandbytes"], "AdamW with states of 8 bits (--optimizer adamw8bit)"),
+    "prodigy": (["prodigyopt"], "Prodigy, which finds the learning rate (--optimizer prodigy)"),
+    "schedulefree": (["schedulefree"], "AdamW that needs no schedule (--optimizer schedulefree)"),
     "wandb": (["wandb"], "nothing yet; meant for logging to Weights & Biases"),
     "s3": (["s3fs", "boto3"], "nothing yet; meant for caches in an S3 bucket"),
     "ray": (["ray"], "nothing yet; meant for encoding on a Ray cluster"),
