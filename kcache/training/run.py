@@ -192,10 +192,9 @@ class TrainingRun:
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         first, *mixed = map(len, self.mixture.train)
         logger.info(
-            "training %s (%.1f M parameters) on %s samples%s:"
-            " updates %s to %s of %s samples each, %.1f epochs, seed %d",
+            "training %s (%s parameters) on %s samples%s: updates %s to %s of %s samples each, %.1f epochs, seed %d",
             f"a LoRA of the {self.stage.name}" if self.config.lora else f"the {self.stage.name}",
-            trainable / 1e6,
+            f"{trainable / 1e6:.1f} M" if trainable >= 1e5 else f"{trainable:,}",
             f"{first:,}",
             f" and {', '.join(f'{n:,}' for n in mixed)} mixed in" if mixed else "",
             f"{self.state.step + 1:,}",

@@ -75,7 +75,7 @@ def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with=log_with(config.report_to),
+        log_with=log_with(config.report_to) or None,
         cpu=default_device().type == "cpu",  # without it accelerate sees one process where torchrun started several
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
