@@ -40,16 +40,19 @@ class Summary:
     captions: int
     removed: int
     """Rows that `--prune` took out; their places are not used again by others."""
+    forgotten: int
+    """Rows that never had features and are of samples that the dataset has no more."""
     set_aside: dict[str, str] = field(default_factory=dict)
     columns: list[ColumnSummary] = field(default_factory=list)
 
 
 def summarize(cache: Cache) -> Summary:
     """Read the records of a cache; no features are read."""
-    set_aside, captions, removed = {}, 0, 0
+    set_aside, captions, removed, forgotten = {}, 0, 0, 0
     for row in _samples(cache):
         if "removed" in row:
-            removed += 1
+            forgotten += "set_aside" in row
+            removed += "set_aside" not in row
             continue
         captions += len(row["captions"])
         if "set_aside" in row:
@@ -60,9 +63,10 @@ def summarize(cache: Cache) -> Summary:
         container=cache.container,
         shard_size=cache.shard_size,
         shards=cache.shard_count,
-        samples=sum(len(cache.planned_ids(shard)) for shard in range(cache.shard_count)) - removed,
+        samples=sum(len(cache.planned_ids(shard)) for shard in range(cache.shard_count)) - removed - forgotten,
         captions=captions,
         removed=removed,
+        forgotten=forgotten,
         set_aside=set_aside,
         columns=[_summarize_column(cache, name) for name in cache.column_names()],
     )

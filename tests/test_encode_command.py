@@ -280,8 +280,8 @@ def test_pictures_that_are_gone_are_reported_and_kept(encode: Encode, start: tup
     edit_rows(dataset, lambda rows: rows.pop(2))
     result = done(encode(dataset, cache))
     assert counted(result) == everywhere({**ALL_HIT, "hit": 9, "gone": 1})
-    assert "Gone from the dataset, or not to be read any more: 1 sample: flat.png\n" in result.stderr
-    assert "  The cache keeps them and training uses them; --prune takes them out.\n" in result.stderr
+    assert "Gone, and kept with their features: 1 sample\n  flat.png: gone from the dataset\n" in result.stderr
+    assert "  Training uses them; --prune takes them out.\n" in result.stderr
     assert tree(cache, without=("index",)) == before
     assert "flat.png" in features(Cache(cache), "image")
 

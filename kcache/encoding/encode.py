@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,16 @@ from .images import Decoding, hushed_pillow
 from .inspection import estimate, inspect_captions
 from .memory import Memory, Scans
 from .open_dataset import open_dataset
-from .pictures import mapped_ahead
+from .pictures import mapped_ahead, why_undecodable
 from .report import EncodeReport
 from .shard_encoder import Committer, ShardEncoder, store
 from .work import Places, Work, WorkFinder, places
 
 STREAM_SHARDS = 4
 """Shards' worth of a stream that is held in memory at once."""
+
+REASONS_ANNOUNCED = 5
+"""Of the reasons why samples lose their features, so many are said before it is done; the summary has all."""
 
 
 def encode(config: EncodeConfig) -> EncodeReport:
@@ -107,6 +111,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), self.config.max_pixels)
         self.batch_size = self.config.batch_size or default_batch_size(find_device(self.config.device))
+        self.workers = self.config.workers or min(8, os.cpu_count() or 1)
         self.shard_size = self.cache.shard_size if self.cache else self.config.shard_size or DEFAULT_SHARD_SIZE
         self.container = self.cache.container if self.cache else self.config.format or layout.CONTAINERS[0]
 
@@ -142,6 +147,7 @@ class _Run:
             raise KcacheError(f"dataset {self.config.dataset} is empty: its stream had no sample; name another")
         self._bring_up_to_date(window, [], known, gone=frozenset(known.keys() - seen))
         _announce(self.report.counts)
+        _announce_loss(self.report.taken_out)
 
     def _bring_up_to_date(
         self, dataset: Dataset, samples: Sequence[Sample], known: Places, gone: frozenset[str] | None
@@ -157,12 +163,14 @@ class _Run:
             self.decoding.signature,
             self.replaced,
             prune=self.config.prune,
+            undecodable=lambda samples: why_undecodable(dataset, samples, self.decoding, self.workers),
         )
         work = finder.find(samples, known, gone=gone)
         self.report.samples += len(samples)
         self.report.add(work)
         if gone is None:
             _announce(work.counts)
+            _announce_loss(work.taken_out)
         inspect_captions(self.report, work, self.encoders)
         if self.config.dry_run:
             for name, cost in estimate(work, self.encoders, self.batch_size).items():
@@ -185,13 +193,13 @@ class _Run:
         run = ShardEncoder(
             cache, dataset, self.encoders, columns, memory, self.decoding, self.batch_size, config.max_upscale
         )
+        ahead = 2 * self.batch_size + self.workers
         pictures = [(task, row) for task in work.tasks for row in task.pictures]
-        workers = config.workers or min(8, os.cpu_count() or 1)
         try:
             with (
                 hushed_pillow(config.max_pixels),
                 bar(len(pictures), "img", "encode") as progress,
-                mapped_ahead(run.prepare, pictures, workers=workers, ahead=2 * self.batch_size + workers) as ready,
+                mapped_ahead(run.prepare, pictures, workers=self.workers, ahead=ahead) as ready,
                 Committer() as committer,
             ):
                 for task in work.tasks:
@@ -203,7 +211,9 @@ class _Run:
     def _note(self, run: ShardEncoder, pictures: int) -> None:
         report = self.report
         report.pictures += pictures
+        report.found_bad += len(run.set_aside.keys() - report.set_aside.keys())
         report.set_aside |= run.set_aside
+        report.shards_written += run.shards_written
         report.animated += run.animated
         for name, count in run.encoded.items():
             report.encoded[name] = report.encoded.get(name, 0) + count
@@ -227,3 +237,8 @@ def _announce(counts: Mapping[str, Mapping[str, int]]) -> None:
     for name, by_state in counts.items():
         states: Iterable[str] = (f"{s} {by_state.get(s, 0):,}" for s in ("hit", "changed", "new", "gone", "set aside"))
         logger.info("%-*s %s", width, name, " / ".join(states))
+
+
+def _announce_loss(taken_out: Mapping[str, str]) -> None:
+    for reason, number in Counter(taken_out.values()).most_common(REASONS_ANNOUNCED):
+        logger.info("%-12s %s: %s", "taken out", f"{number:,}", reason)

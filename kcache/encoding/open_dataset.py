@@ -14,6 +14,7 @@ from .memory import Scans
 from .parquet import open_parquet
 from .path_table import PathTable, PlacedRow
 from .tars import TarDataset
+from .walk import as_id
 
 SUFFIXES = (".tar", ".parquet", *row_files.SUFFIXES)
 """How the names of files end that are datasets themselves."""
@@ -83,8 +84,9 @@ def _one(path: Path) -> Files:
 
 def _rows(files: Files) -> Iterator[PlacedRow]:
     for path in files.paths:
-        for place, row in row_files.rows(path):
-            yield path.parent, place, row
+        table, _ = as_id(path.relative_to(files.root).as_posix())
+        for line, row in row_files.rows(path):
+            yield path.parent, f"{table}:{line}", row
 
 
 def _refuse_repeated(name: str, samples: Sequence[Sample]) -> None:

@@ -35,8 +35,14 @@ class EncodeReport:
     """For each column, its rows by state: hit, changed, new, gone, set aside."""
     changed: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
+    gone: dict[str, str] = field(default_factory=dict)
+    """Samples that have features and cannot be encoded any more, and why."""
+    taken_out: dict[str, str] = field(default_factory=dict)
+    """Samples that lose their features, and why."""
     set_aside: dict[str, str] = field(default_factory=dict)
+    found_bad: int = 0
+    """Of those set aside, the ones that nobody could know of before their pictures were decoded."""
+    shards_written: int = 0
     encoded: dict[str, int] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     """Of a dry run, by column."""
@@ -57,5 +63,6 @@ class EncodeReport:
             self.counts.setdefault(name, Counter()).update(counts)
         self.changed |= work.changed
         self.renamed |= work.renamed
-        self.gone += work.gone
+        self.gone |= work.gone
+        self.taken_out |= work.taken_out
         self.set_aside |= work.set_aside
