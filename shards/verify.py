@@ -47,9 +47,18 @@ def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] 
 
 
 def committed_bytes(cache: Cache) -> int:
-    """Bytes of all current shard files, by their sizes on disk; the total of `verify`'s progress."""
-    folders = [layout.SAMPLES, *cache.column_names()]
-    return sum(p.stat().st_size for name in folders for p in (cache.root / name).glob("*") if p.suffix != ".idx")
+    """Bytes of all current shard files, by their commits; the total of `verify`'s progress."""
+    return sum(commit.bytes for commit in _readable_commits(cache))
+
+
+def _readable_commits(cache: Cache) -> Iterator[Commit]:
+    """The current commits of all columns but those that are damaged, which `verify` names."""
+    for name in _columns(cache):
+        for shard, generation in cache.commits(name).items():
+            try:
+                yield cache.commit(name, shard, generation)
+            except CacheError:
+                continue
 
 
 def _faults(

@@ -115,10 +115,11 @@ BAD_LINES = {
 }
 """Lines of metadata that name no picture, and why they are set aside."""
 
+HALF_OF_A_PAIR = r"its 'text' has half of a surrogate pair, which is no character: '\ud800'"
 BAD_CAPTIONS = {
     '{"file_name": "b.png", "prompt": "x", "n": 1}': "it has no 'text' (it has: 'file_name', 'prompt', 'n')",
     '{"file_name": "b.png", "text": 5}': "its 'text' is neither a caption nor a list of captions: 5",
-    '{"file_name": "b.png", "text": "\\ud800"}': "its 'text' has half of a surrogate pair, which is no character: '\\ud800'",
+    r'{"file_name": "b.png", "text": "\ud800"}': HALF_OF_A_PAIR,
     '{"file_name": "b.png", "text": null}': "it has no caption: its 'text' is empty",
 }
 """Lines of metadata that name a picture without a caption, and why it is set aside."""

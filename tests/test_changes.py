@@ -450,7 +450,7 @@ def test_training_refuses_rows_whose_sample_has_changed_since(
     assert opened.commits("samples") == {0: 2, 1: 1}
     assert opened.commits("latents-32") == {0: 1, 1: 1}
     with pytest.raises(
-        CacheError, match=r"has features of samples that have changed since \(.*1 in 'latents-32'\): an"
+        CacheError, match=r"has features of samples that have changed since \(.*1 in 'latents-32'\): the last"
     ):
         Snapshot(opened, ["image", "latents-32"])
     partial = Snapshot(opened, ["latents-32"], partial=True)

@@ -29,6 +29,7 @@ from kcache.checkpoints import Component
 from kcache.cli.sizes import size
 from kcache.encoding import imagefolder
 from kcache.shards import Cache, Snapshot
+from kcache.shards.verify import committed_bytes, verify
 
 COLUMNS = ("text", "image", "latents-32")
 ALL_HIT = {"hit": 10, "changed": 0, "new": 0, "gone": 0, "set aside": 0}
@@ -361,7 +362,7 @@ def test_a_dry_run_of_what_is_up_to_date_has_nothing_to_do(encode: Encode, start
         (["--format", "h5"], "holds .tar shards; name another cache folder for --format h5"),
         (["--shard-size", "8"], "has 4 samples a shard; leave --shard-size out, or name another folder"),
         (["--encode-dtype", "bf16"], "column 'text' of {} was encoded otherwise (encode dtype is fp32, not bf16)"),
-        (["--store-dtype", "fp32"], "(fields are ['text_embeds float16 [None, 16]', "),
+        (["--store-dtype", "fp32"], "column 'text' of {} was encoded otherwise (store dtype is fp16, not fp32)"),
         (["--alpha", "drop"], "column 'image' of {} was encoded otherwise (alpha is 'white', not 'drop')"),
     ],
 )
@@ -536,7 +537,53 @@ def test_info_names_what_an_unfinished_encode_lacks(start: tuple[Path, Path]) ->
     assert "image: 6 samples" in said
     assert ", 2 of 3 shards" in said
     assert f"unfinished: image; run 'kcache encode DATASET {start[1]}' to go on" in said
-    assert "image: 1 shards are not encoded yet" in done(kcache("verify", start[1])).stdout
+    assert "image: 1 shard is not encoded yet" in done(kcache("verify", start[1])).stdout
+
+
+def test_info_says_how_transparent_pixels_were_taken(encode: Encode, pictures: Path, tmp_path: Path) -> None:
+    done(encode(pictures, tmp_path / "cache", "--alpha", "drop", "--columns", "image"))
+    assert "  transparency     --alpha drop\n" in done(kcache("info", tmp_path / "cache")).stdout
+
+
+def test_info_and_training_name_the_columns_that_an_edit_left_behind(
+    encode: Encode, start: tuple[Path, Path], train: Callable[..., Any]
+) -> None:
+    dataset, cache = start
+    edit_rows(dataset, lambda rows: rows[2].update(text="edited"))
+    Image.new("RGB", (40, 50), "teal").save(dataset / "flat.png")
+    add_picture(dataset, "zebra.png", "one more")
+    done(encode(dataset, cache, "--columns", "text"))
+    said = done(kcache("info", cache)).stdout
+    assert "\ntext: 11 samples, " in said
+    assert ", 3 of 4 shards, 1 behind\n" in said
+    behind = (
+        "behind their samples: 1 in 'image', 1 in 'latents-32'; an encode was cut off, or left these columns out by"
+    )
+    assert f"{behind} --columns: run 'kcache encode DATASET {cache}' to bring them up to date" in said
+    told = {
+        column["name"]: column["behind"] for column in json.loads(kcache("info", cache, "--json").stdout)["columns"]
+    }
+    assert told == {"text": 0, "image": 1, "latents-32": 1}
+    dry = done(encode(dataset, cache, "--dry-run")).stdout
+    assert "an earlier run left 'image' behind (it was cut off, or --columns named others): 1 sample: flat.png" in dry
+    edit_rows(dataset, lambda rows: rows.pop())
+    (dataset / "zebra.png").unlink()
+    done(encode(dataset, cache))
+    assert "behind" not in done(kcache("info", cache)).stdout
+    Image.new("RGB", (40, 50), "red").save(dataset / "flat.png")
+    done(encode(dataset, cache, "--columns", "image"))
+    assert "the last encode was cut off, or left these columns out by --columns; bring them up to date with" in refused(
+        train("decoder", cache)
+    )
+
+
+def test_the_bar_of_verify_ends_where_all_is_read(encode: Encode, start: tuple[Path, Path]) -> None:
+    dataset, cache = start
+    edit_rows(dataset, lambda rows: rows[0].update(text="edited"))
+    done(encode(dataset, cache))
+    read: list[int] = []
+    verify(Cache(cache), deep=True, progress=read.append)
+    assert sum(read) == committed_bytes(Cache(cache))
 
 
 @pytest.mark.parametrize("options", [[], ["--deep"]])
@@ -557,7 +604,7 @@ def test_verify_deep_names_the_file_and_the_sample_of_one_changed_byte(
     result = done(kcache("verify", cache, "--deep"), code=1)
     name = path.relative_to(cache)
     assert f"{name}: does not match its sha256: samples '{sample}' are damaged" in result.stdout
-    assert "1 faults in 12 files" in result.stdout
+    assert "1 fault in 12 files" in result.stdout
     assert "copy those files again, or remove the commits of their" in result.stdout
 
 
