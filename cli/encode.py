@@ -65,7 +65,7 @@ encoders = section("The encoders")
 @dataset_option("--where", metavar="EXPR", help="Only rows whose metadata fit: 'width >= 512 and \"cat\" in text'.")
 @dataset_option("--dataset-config-name", help="The configuration of a hub dataset.")
 @dataset_option("--split", help="The split of a datasets table.  [default: train]")
-@dataset_option("--streaming", is_flag=True, default=None, help="Read a hub dataset as it comes, without keeping it.")
+@dataset_option("--streaming/--no-streaming", default=None, help="Read a hub dataset as it comes, without keeping it.")
 @dataset_option("--rehash", is_flag=True, default=None, help="Read every file again: do not go by size and time.")
 @dataset_option("--max-pixels", type=click.IntRange(min=1), help="Larger pictures are set aside.  [default: 268435456]")
 @dataset_option(

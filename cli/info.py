@@ -46,6 +46,8 @@ def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool) -> None
 
 
 def _print(summary: "Summary") -> None:
+    from kcache.encoding.remembered import spelled
+
     click.echo(
         f"{summary.path}: {count(summary.samples, 'sample')} with {count(summary.captions, 'caption')}"
         f" in {count(summary.shards, 'shard')}"
@@ -53,6 +55,8 @@ def _print(summary: "Summary") -> None:
     )
     if summary.removed:
         click.echo(f"{count(summary.removed, 'sample')} taken out by --prune")
+    if summary.dataset_options:
+        click.echo(f"its dataset is read with {spelled(summary.dataset_options)}")
     for column in summary.columns:
         _print_column(summary, column)
     if summary.set_aside:

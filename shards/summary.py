@@ -46,6 +46,8 @@ class Summary:
     """Rows that `--prune` took out; their places are not used again by others."""
     forgotten: int
     """Rows that never had features and are of samples that the dataset has no more."""
+    dataset_options: Record
+    """How the last encode was told to read its dataset, where that is not the default."""
     set_aside: dict[str, str] = field(default_factory=dict)
     columns: list[ColumnSummary] = field(default_factory=list)
 
@@ -73,6 +75,7 @@ def summarize(cache: Cache) -> Summary:
         captions=captions,
         removed=removed,
         forgotten=forgotten,
+        dataset_options=cache.dataset_options(),
         set_aside=set_aside,
         columns=[_summarize_column(cache, cache.column(name), edited) for name in cache.column_names()],
     )
@@ -100,13 +103,12 @@ def _summarize_column(cache: Cache, column: Column, edited: Mapping[int, int]) -
     """``edited`` are the shards whose samples have been written anew, with their generation."""
     name = column.name
     commits = [cache.commit(name, shard, generation) for shard, generation in cache.commits(name).items()]
+    rewritten = [commit for commit in commits if commit.shard in edited]
     return ColumnSummary(
         name=name,
         shards=len(commits),
         rows=sum(key is not None for commit in commits for key in commit.keys),
-        behind=sum(
-            len(stale_rows(column, c, cache.samples(c.shard, edited[c.shard]))) for c in commits if c.shard in edited
-        ),
+        behind=sum(len(stale_rows(column, c, cache.samples(c.shard, edited[c.shard]))) for c in rewritten),
         bytes=sum(commit.bytes for commit in commits),
         fingerprint=column.fingerprint,
         fields={f.name: f"{f.dtype} {list(f.shape)}".replace("None", "*") for f in column.fields},

@@ -76,6 +76,10 @@ def _faults(
         except (CacheError, KeyError, TypeError) as error:
             yield layout.plan(shard), str(error)
             rows.append(-1)
+    try:
+        cache.dataset_options()
+    except CacheError as error:
+        yield layout.DATASET, str(error)
     for name in _columns(cache):
         if name != layout.SAMPLES:
             yield from _column_faults(cache, name)

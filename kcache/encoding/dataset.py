@@ -66,13 +66,26 @@ class DatasetOptions:
     config_name: str | None = None
     split: str = "train"
     cache_dir: str | None = None
+    remembered: frozenset[str] = frozenset()
+    """Which of these nobody gave: they are as an earlier run into the cache had them."""
 
     def refuse(self, source: str, *names: str) -> None:
         """UsageError for the first of these options that was given: ``source`` would have to ignore it."""
         for name in names:
             if getattr(self, name) != getattr(DatasetOptions, name):
-                flag = {"config_name": "dataset-config-name"}.get(name, name.replace("_", "-"))
-                raise UsageError(f"--{flag} has no meaning for {source}; leave it out")
+                remedy = "leave it out"
+                if name in self.remembered:
+                    remedy = f"it is as an earlier run into the cache had it; take it back with {_undo(name)}"
+                raise UsageError(f"--{flag_of(name)} has no meaning for {source}; {remedy}")
+
+
+def flag_of(name: str) -> str:
+    """What one of the `DatasetOptions` is called on the command line."""
+    return {"config_name": "dataset-config-name"}.get(name, name.replace("_", "-"))
+
+
+def _undo(name: str) -> str:
+    return {"split": "--split train", "streaming": "--no-streaming"}.get(name, f"--{flag_of(name)} ''")
 
 
 def stat_of(path: str | Path) -> Stat | None:

@@ -15,14 +15,15 @@ from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
 
 from .columns import alpha_of, make_encoders
-from .config import DEFAULT_SHARD_SIZE, EncodeConfig
-from .dataset import Dataset, DatasetOptions, Sample, StreamedDataset
+from .config import DEFAULT_MAX_PIXELS, DEFAULT_SHARD_SIZE, EncodeConfig
+from .dataset import Dataset, Sample, StreamedDataset
 from .encoders import Encoder
 from .images import Decoding, hushed_pillow
 from .inspection import estimate, inspect_captions
 from .memory import Memory, Scans
 from .open_dataset import open_dataset
 from .pictures import mapped_ahead, why_undecodable
+from .remembered import dataset_options, to_remember, with_remembered
 from .report import EncodeReport
 from .shard_encoder import Committer, ShardEncoder, store
 from .work import Places, Work, WorkFinder, places
@@ -43,9 +44,10 @@ def encode(config: EncodeConfig) -> EncodeReport:
     started = time.monotonic()
     root = Path(config.cache)
     refuse_foreign_folder(root)
-    scans = Scans(root if (root / layout.ROOT_RECORD).exists() else None, rehash=config.rehash)
-    dataset = open_dataset(config.dataset, _dataset_options(config), scans)
     cache = _open_cache(config)
+    config = with_remembered(config, cache)
+    scans = Scans(cache.root if cache else None, rehash=config.rehash)
+    dataset = open_dataset(config.dataset, dataset_options(config), scans)
     encoders = make_encoders(config, cache)
     run = _Run(config, cache, encoders, scans)
     run.check_columns()
@@ -60,19 +62,6 @@ def encode(config: EncodeConfig) -> EncodeReport:
         ) from error
     run.report.seconds = time.monotonic() - started
     return run.report
-
-
-def _dataset_options(config: EncodeConfig) -> DatasetOptions:
-    return DatasetOptions(
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        id_column=config.id_column,
-        where=config.where,
-        config_name=config.dataset_config_name,
-        split=config.split,
-        cache_dir=config.cache_dir,
-        streaming=config.streaming,
-    )
 
 
 def _open_cache(config: EncodeConfig) -> Cache | None:
@@ -109,7 +98,8 @@ class _Run:
     """Columns of the cache that other encoders made, and what differs."""
 
     def __post_init__(self) -> None:
-        self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), self.config.max_pixels)
+        max_pixels = self.config.max_pixels or DEFAULT_MAX_PIXELS
+        self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), max_pixels)
         self.batch_size = self.config.batch_size or default_batch_size(find_device(self.config.device))
         self.workers = self.config.workers or min(8, os.cpu_count() or 1)
         self.shard_size = self.cache.shard_size if self.cache else self.config.shard_size or DEFAULT_SHARD_SIZE
@@ -187,6 +177,7 @@ class _Run:
         if (cache.shard_size, cache.container) != (self.shard_size, self.container):
             raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
         durable.clear_dead_temporaries(cache.root)
+        cache.keep_dataset_options(to_remember(config))  # before the samples that they chose
         self.scans.store(cache.root)  # all of it was learned by opening the dataset, and a kill must not cost it
         cache.extend_plan(work.new_ids, work.first_new_shard)
         columns = {name: self._write_column(cache, encoder) for name, encoder in self.encoders.items()}
@@ -197,7 +188,7 @@ class _Run:
         pictures = [(task, row) for task in work.tasks for row in task.pictures]
         try:
             with (
-                hushed_pillow(config.max_pixels),
+                hushed_pillow(self.decoding.max_pixels),
                 bar(len(pictures), "img", "encode") as progress,
                 mapped_ahead(run.prepare, pictures, workers=self.workers, ahead=ahead) as ready,
                 Committer() as committer,
