@@ -31,13 +31,14 @@ def print_dry_run(config: "EncodeConfig", report: "EncodeReport") -> None:
         why = ", ".join(f"{n:,} {reason}" for n, reason in reasons if n) or "nothing to do"
         verb = "would refuse" if name in report.refused else "would encode"
         click.echo(
-            f"{name:{width}} {verb} {count(cost.samples, 'sample')}, about {size(cost.bytes)} of features,"
-            f" in about {duration(cost.seconds)}: {why}"
+            f"{name:{width}} {verb} {count(cost.samples, 'sample')}, about {size(cost.disk)} on disk"
+            f" ({size(cost.bytes)} of features), in about {duration(cost.seconds)}: {why}"
         )
-    bytes_, seconds = (sum(getattr(cost, key) for cost in report.estimates.values()) for key in ("bytes", "seconds"))
+    disk, features = (sum(getattr(cost, key) for cost in report.estimates.values()) for key in ("disk", "bytes"))
     click.echo(
-        f"{'total':{width}} about {size(bytes_)} of features, in about {duration(seconds)} of encoding here;"
-        " nothing was written"
+        f"{'total':{width}} about {size(disk)} on disk ({size(features)} of features), in about"
+        f" {duration(report.in_all)} here, {duration(report.beginning)} of it to begin and"
+        f" {duration(report.reading)} to read pictures; nothing was written"
     )
     for name, why in report.refused.items():
         click.echo(f"{name} was encoded otherwise: {why}")

@@ -1,6 +1,7 @@
 """`kcache encode`, `info` and `verify` as they are typed: what is encoded, what is not, and what is said."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -298,10 +299,13 @@ def test_a_dry_run_writes_nothing_and_estimates_every_byte(encode: Encode, pictu
     total = 0
     for line, column in zip(result.stdout.splitlines(), COLUMNS, strict=False):
         total += (real := feature_bytes(cache, column))
-        what = f"10 samples, about {size(real)} of features, in about 0 s"
-        assert line == f"{column:12} would encode {what}: 10 not in the cache yet"
+        said = (
+            rf"{column:12} would encode 10 samples, about [\d.]+ KB on disk \({size(real)} of features\), in about 0 s"
+        )
+        assert re.fullmatch(said + ": 10 not in the cache yet", line)
     *_, last = result.stdout.splitlines()
-    assert last.startswith(f"{'total':12} about {size(total)} of features, in about 0 s of encoding here; nothing was")
+    said = rf"{'total':12} about [\d.]+ KB on disk \({size(total)} of features\), in about \d+ s here, \d+ s of it to "
+    assert re.fullmatch(said + r"begin and \d+ s to read pictures; nothing was written", last)
 
 
 def test_the_estimate_of_a_dry_run_is_exact_for_every_dtype(
@@ -323,13 +327,49 @@ def test_the_estimate_of_a_dry_run_is_exact_for_every_dtype(
         assert all(estimate.seconds > 0 for estimate in estimates.values())
 
 
+@pytest.mark.parametrize("container", ["tar", "h5"])
+def test_the_bytes_on_disk_that_a_dry_run_says_are_those_of_the_files(
+    tiny_prior: Path, tiny_decoder: Path, start: tuple[Path, Path], tmp_path: Path, container: str
+) -> None:
+    from kcache.encoding.config import EncodeConfig
+    from kcache.encoding.encode import encode
+
+    dataset, cache = start[0], tmp_path / container
+    plain: dict[str, Any] = {
+        "format": container,
+        "shard_size": 4,
+        "device": "cpu",
+        "resolution": (32,),
+        "buckets": True,
+    }
+    plain |= {"dataset": str(dataset), "cache": str(cache), "bucket_step": 8}
+    plain |= {"pretrained_prior_model_name_or_path": str(tiny_prior)}
+    plain |= {"pretrained_decoder_model_name_or_path": str(tiny_decoder)}
+
+    def added() -> dict[str, int]:
+        said = encode(EncodeConfig(**plain, dry_run=True)).estimates
+        before = stamps(cache) if cache.exists() else {}
+        encode(EncodeConfig(**plain))
+        new = {name: (cache / name).stat().st_size for name in stamps(cache) if name not in before}
+        for column, estimate in said.items():
+            real = sum(n for name, n in new.items() if name.startswith((f"{column}/", f"commits/{column}/")))
+            assert abs(estimate.disk - real) <= 0.1 * real + 2000, (column, estimate.disk, real)
+        return {column: estimate.disk for column, estimate in said.items()}
+
+    assert all(added().values())
+    edit_rows(dataset, lambda rows: rows[0].update(text="edited"))
+    assert {column for column, disk in added().items() if disk} == {"text"}
+
+
 def test_a_dry_run_leaves_out_what_cannot_be_encoded(encode: Encode, start: tuple[Path, Path]) -> None:
     dataset, cache = start
     add_picture(dataset, "zebra.png", "here")
     edit_rows(dataset, lambda rows: rows.append({"file_name": "nowhere.png", "text": "not here"}))
     result = done(encode(dataset, cache, "--dry-run"), code=3)
     one = size(feature_bytes(cache, "image") // 10)
-    assert f"{'image':12} would encode 1 sample, about {one} of features, in about 0 s: 1 not in" in result.stdout
+    assert re.search(
+        rf"{'image':12} would encode 1 sample, about .* \({one} of features\), in .*: 1 not in", result.stdout
+    )
     assert "nowhere.png: the file does not exist" in result.stderr
 
 
@@ -349,7 +389,9 @@ def test_a_dry_run_of_what_is_up_to_date_has_nothing_to_do(encode: Encode, start
     dataset, cache = start
     before = tree(cache), stamps(cache)
     for line in done(encode(dataset, cache, "--dry-run")).stdout.splitlines()[:3]:
-        assert line.endswith("would encode 0 samples, about 0 bytes of features, in about 0 s: nothing to do")
+        assert line.endswith(
+            "would encode 0 samples, about 0 bytes on disk (0 bytes of features), in about 0 s: nothing to do"
+        )
     assert (tree(cache), stamps(cache)) == before
 
 

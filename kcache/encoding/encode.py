@@ -26,6 +26,7 @@ from .pictures import mapped_ahead, why_undecodable
 from .remembered import dataset_options, to_remember, with_remembered
 from .report import EncodeReport
 from .shard_encoder import Committer, ShardEncoder, store
+from .timing import Timings
 from .work import Places, Work, WorkFinder, places
 
 STREAM_SHARDS = 4
@@ -61,6 +62,7 @@ def encode(config: EncodeConfig) -> EncodeReport:
             " free some space and run the same command again"
         ) from error
     run.report.seconds = time.monotonic() - started
+    run.add_up()
     return run.report
 
 
@@ -100,9 +102,12 @@ class _Run:
     def __post_init__(self) -> None:
         max_pixels = self.config.max_pixels or DEFAULT_MAX_PIXELS
         self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), max_pixels)
-        self.batch_size = self.config.batch_size or default_batch_size(find_device(self.config.device))
+        self.device = find_device(self.config.device)
+        self.batch_size = self.config.batch_size or default_batch_size(self.device)
         self.workers = self.config.workers or min(8, os.cpu_count() or 1)
         self.shard_size = self.cache.shard_size if self.cache else self.config.shard_size or DEFAULT_SHARD_SIZE
+        self.timings = Timings(self.encoders, self.batch_size, self.decoding, self.workers)
+        self.timed = 0.0  # seconds that went into estimates
         self.container = self.cache.container if self.cache else self.config.format or layout.CONTAINERS[0]
 
     def check_columns(self) -> None:
@@ -163,13 +168,29 @@ class _Run:
             _announce_loss(work.taken_out)
         inspect_captions(self.report, work, self.encoders)
         if self.config.dry_run:
-            for name, cost in estimate(work, self.encoders, self.batch_size).items():
-                before = self.report.estimates.get(name)
-                self.report.estimates[name] = before.plus(cost) if before else cost
+            self._estimate(work, dataset)
             return
         self._encode(work, dataset, memory)
         new = (divmod(n, self.shard_size) for n in range(len(work.new_ids)))
         known.update((i, (work.first_new_shard + n, row)) for i, (n, row) in zip(work.new_ids, new, strict=True))
+
+    def _estimate(self, work: Work, dataset: Dataset) -> None:
+        report, found = self.report, time.monotonic()
+        for name, cost in estimate(work, self.encoders, self.timings, self.container).items():
+            before = report.estimates.get(name)
+            report.estimates[name] = before.plus(cost) if before else cost
+        pictures = [sample for task in work.tasks for i in task.pictures if (sample := task.samples[i])]
+        if pictures:
+            report.reading += len(pictures) * self.timings.reading(dataset, pictures)
+        self.timed += time.monotonic() - found
+
+    def add_up(self) -> None:
+        """What a run would take in all: a GPU encodes while the processor reads, a CPU does one or the other."""
+        report = self.report
+        report.beginning = report.seconds - self.timed + self.timings.loading
+        encoding = sum(cost.seconds for cost in report.estimates.values())
+        together = max if self.device.type != "cpu" else sum
+        report.in_all = report.beginning + together([encoding, report.reading])
 
     def _encode(self, work: Work, dataset: Dataset, memory: Memory) -> None:
         config = self.config

@@ -14,6 +14,9 @@ class Estimate:
     unplanned: int
     """Of them, those that the cache does not know yet."""
     bytes: int
+    """Of the features themselves."""
+    disk: int
+    """Of the files that hold them, with what is copied into these from files before."""
     seconds: float
 
     def plus(self, other: "Estimate") -> "Estimate":
@@ -22,6 +25,7 @@ class Estimate:
             self.samples + other.samples,
             self.unplanned + other.unplanned,
             self.bytes + other.bytes,
+            self.disk + other.disk,
             self.seconds + other.seconds,
         )
 
@@ -46,6 +50,12 @@ class EncodeReport:
     encoded: dict[str, int] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     """Of a dry run, by column."""
+    beginning: float = 0.0
+    """Of a dry run: seconds until the first batch, with the models loaded that a run needs."""
+    reading: float = 0.0
+    """Of a dry run: seconds to read the pictures that a run would encode."""
+    in_all: float = 0.0
+    """Of a dry run: seconds that a run would take."""
     refused: dict[str, str] = field(default_factory=dict)
     """Of a dry run: the columns that a run would refuse to mix, and what differs."""
     cut: dict[str, int] = field(default_factory=dict)
