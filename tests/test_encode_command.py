@@ -24,6 +24,7 @@ from commands import (
     tree,
 )
 from PIL import Image
+from sources import img2dataset
 from support import features, flip, ids
 
 from kcache.checkpoints import Component
@@ -236,6 +237,11 @@ def test_a_column_that_does_not_exist_is_answered_with_those_that_do(
 ) -> None:
     said = refused(encode(pictures, tmp_path / "cache", "--columns", "txt"), code=2)
     assert said.startswith("there is no column 'txt'; columns are text, image and latents-N, with N a resolution in ")
+
+
+def test_a_resolution_that_is_no_number_is_called_so(encode: Encode, pictures: Path, tmp_path: Path) -> None:
+    said = done(encode(pictures, tmp_path / "cache", "--resolution", "abc"), code=2).stderr
+    assert said.endswith("Error: Invalid value for '--resolution': 'abc' is not a valid whole number.\n")
 
 
 def test_a_resolution_that_movq_cannot_halve_is_refused(encode: Encode, pictures: Path, tmp_path: Path) -> None:
@@ -490,6 +496,30 @@ def test_a_row_may_name_a_picture_with_any_ending(encode: Encode, tmp_path: Path
     (dataset / "metadata.csv").write_text("file_name,text\npicture,one\nphoto.dat,two\n")
     done(encode(dataset, tmp_path / "cache"))
     assert set(features(Cache(tmp_path / "cache"), "image")) == {"picture", "photo.dat"}
+
+
+def test_a_cache_in_the_folder_of_its_dataset_is_never_taken_for_a_part_of_it(
+    encode: Encode, pictures: Path, tmp_path: Path
+) -> None:
+    dataset = copy_old(pictures, tmp_path / "pictures")
+    cache = dataset / "cache"
+    said = f"{cache} lies in the folder of its own dataset: nothing in it is taken for a picture\n"
+    assert said in done(encode(dataset, cache)).stderr
+    Image.new("RGB", (9, 9)).save(cache / "index" / "preview.png")
+    assert counted(done(encode(dataset, cache))) == everywhere(ALL_HIT)
+    assert len(ids(Cache(cache))) == 10
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.tar", "*/*.tar"])
+def test_the_shards_of_a_cache_are_not_taken_for_tars_of_pictures(encode: Encode, tmp_path: Path, pattern: str) -> None:
+    img2dataset(tmp_path / "data" / "tars" / "0.tar", {"0a": {"text": "red"}, "0b": {"text": "blue"}})
+    dataset, cache = tmp_path / "data" / pattern if pattern else tmp_path / "data", tmp_path / "data" / "cache"
+    for _ in range(2):
+        done(encode(dataset, cache, "--columns", "text"))
+        assert ids(Cache(cache)) == ["tars/0.tar/0a.jpg", "tars/0.tar/0b.jpg"]
+    assert "is a cache of kcache; name the dataset that it was encoded from" in refused(encode(cache, tmp_path / "x"))
+    names = refused(encode(cache / "*" / "*.tar", tmp_path / "x"))
+    assert names.endswith("names nothing but files of caches of kcache; name those of a dataset")
 
 
 @pytest.fixture(scope="module")

@@ -50,20 +50,31 @@ def encode(config: EncodeConfig) -> EncodeReport:
     scans = Scans(cache.root if cache else None, rehash=config.rehash)
     dataset = open_dataset(config.dataset, dataset_options(config), scans)
     encoders = make_encoders(config, cache)
+    if root.resolve().is_relative_to(Path(config.dataset).resolve()):
+        logger.info("%s lies in the folder of its own dataset: nothing in it is taken for a picture", root)
     run = _Run(config, cache, encoders, scans)
     run.check_columns()
     try:
         run.go(dataset)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise KcacheError(
-            f"the disk of {config.cache} is full; what was committed is safe:"
-            " free some space and run the same command again"
-        ) from error
+        if sentence := _explained(error, root):
+            raise KcacheError(sentence) from error
+        raise
     run.report.seconds = time.monotonic() - started
     run.add_up()
     return run.report
+
+
+def _explained(error: OSError, root: Path) -> str | None:
+    """The sentence for a disk that is full or not to be written; None for any other error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {root} is full; what was committed is safe: free some space and run the same command again"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and str(error.filename or root).startswith(str(root)):
+        return (
+            f"the cache {root} cannot be written to ({error.strerror}); make its folder writable, or copy it to where"
+            " it is, and run the same command again"
+        )
+    return None
 
 
 def _open_cache(config: EncodeConfig) -> Cache | None:

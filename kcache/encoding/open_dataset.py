@@ -14,7 +14,7 @@ from .memory import Scans
 from .parquet import open_parquet
 from .path_table import PathTable, PlacedRow
 from .tars import TarDataset
-from .walk import as_id
+from .walk import as_id, is_cache
 
 SUFFIXES = (".tar", ".parquet", *row_files.SUFFIXES)
 """How the names of files end that are datasets themselves."""
@@ -54,6 +54,8 @@ def _open(name: str, options: DatasetOptions, scans: Scans) -> Dataset | Streame
 
 
 def _open_folder(path: Path, options: DatasetOptions, scans: Scans) -> Dataset:
+    if is_cache(path):
+        raise KcacheError(f"dataset {path} is a cache of kcache; name the dataset that it was encoded from")
     if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return saved_tables.open_saved(path, options, scans)
     files = files_of_folder(path)
