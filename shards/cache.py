@@ -99,23 +99,6 @@ class Cache:
         """The number of a sample in its shard's file: unique in the cache and never reused."""
         return shard * self.shard_size + row
 
-    # -- dataset ------------------------------------------------------------------------------------------------------
-
-    def dataset_options(self) -> Record:
-        """How the last encode was told to read its dataset, where that was not the default."""
-        latest = self._dataset_records()
-        return load_record(self.root / layout.dataset(latest)) if latest else {}
-
-    def keep_dataset_options(self, options: Record) -> None:
-        """Note how the dataset is read from now on, unless that is as it was."""
-        while self.dataset_options() != options:
-            if durable.put_if_absent(self.root / layout.dataset(self._dataset_records() + 1), dump_record(options)):
-                return
-
-    def _dataset_records(self) -> int:
-        folder = self.root / layout.DATASET
-        return max((int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()), default=0)
-
     # -- columns ------------------------------------------------------------------------------------------------------
 
     def column_names(self) -> list[str]:

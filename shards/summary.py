@@ -8,6 +8,7 @@ from typing import Any
 from . import layout
 from .cache import Cache
 from .columns import Column
+from .dataset_options import dataset_options
 from .reader import ColumnReader
 from .records import Record
 from .snapshot import Snapshot, stale_rows
@@ -75,7 +76,7 @@ def summarize(cache: Cache) -> Summary:
         captions=captions,
         removed=removed,
         forgotten=forgotten,
-        dataset_options=cache.dataset_options(),
+        dataset_options=dataset_options(cache),
         set_aside=set_aside,
         columns=[_summarize_column(cache, cache.column(name), edited) for name in cache.column_names()],
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from . import layout
 from .cache import Cache
 from .commits import Commit
+from .dataset_options import dataset_options
 from .errors import CacheError
 from .index import load_index
 from .reader import read_null
@@ -77,7 +78,7 @@ def _faults(
             yield layout.plan(shard), str(error)
             rows.append(-1)
     try:
-        cache.dataset_options()
+        dataset_options(cache)
     except CacheError as error:
         yield layout.DATASET, str(error)
     for name in _columns(cache):

@@ -10,8 +10,8 @@ from sources import make_pictures, write_table
 from support import ids
 
 from kcache.encoding.config import EncodeConfig
-from kcache.encoding.remembered import dataset_options, with_remembered
-from kcache.shards import Cache
+from kcache.encoding.remembered import reading_options, to_remember, with_remembered
+from kcache.shards import Cache, dataset_options, keep_dataset_options
 
 ROWS = [
     {"file_name": f"{name}.png", "text": f"text {name}", "prompt": f"prompt {name}", "uid": f"id-{name}", "width": w}
@@ -69,7 +69,7 @@ def test_an_empty_option_takes_back_what_the_cache_has(encode: Encode, rows: Pat
     done(encode(rows, cache, "--where", ""))
     assert sorted(ids(Cache(cache))) == ["a.png", "b.png", "c.png", "d.png"]
     assert "as before" not in done(encode(rows, cache)).stderr
-    assert Cache(cache).dataset_options() == {}
+    assert dataset_options(Cache(cache)) == {}
 
 
 def test_a_cache_whose_dataset_is_read_by_the_defaults_has_no_record_of_it(
@@ -108,17 +108,15 @@ def test_an_option_of_the_cache_that_another_kind_cannot_use_says_how_to_take_it
 def test_all_that_says_how_a_dataset_is_read_is_kept_and_can_be_taken_back(
     tmp_path: Path, first: dict[str, Any], taken_back: dict[str, Any]
 ) -> None:
-    from kcache.encoding.remembered import to_remember
-
     cache = Cache.create(tmp_path / "cache", shard_size=4, container="tar")
-    plain = dataset_options(EncodeConfig(dataset="d", cache="c"))
+    plain = reading_options(EncodeConfig(dataset="d", cache="c"))
     given = with_remembered(EncodeConfig(dataset="d", cache="c", **first), cache)
-    cache.keep_dataset_options(to_remember(given))
-    again = dataset_options(with_remembered(EncodeConfig(dataset="d", cache="c"), cache))
+    keep_dataset_options(cache, to_remember(given))
+    again = reading_options(with_remembered(EncodeConfig(dataset="d", cache="c"), cache))
     assert {name.replace("dataset_", ""): getattr(again, name.replace("dataset_", "")) for name in first} == {
         name.replace("dataset_", ""): value for name, value in first.items()
     }
-    assert dataset_options(with_remembered(EncodeConfig(dataset="d", cache="c", **taken_back), cache)) == plain
+    assert reading_options(with_remembered(EncodeConfig(dataset="d", cache="c", **taken_back), cache)) == plain
 
 
 def test_a_damaged_record_of_the_dataset_is_named(encode: Encode, rows: Path, tmp_path: Path) -> None:

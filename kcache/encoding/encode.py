@@ -3,14 +3,13 @@
 import errno
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kcache.devices import default_batch_size, find_device
 from kcache.progress import bar, logger
-from kcache.shards import Cache, Column, KcacheError, UsageError, durable, layout
+from kcache.shards import Cache, Column, KcacheError, UsageError, durable, keep_dataset_options, layout
 from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
 
@@ -23,17 +22,14 @@ from .inspection import estimate, inspect_captions
 from .memory import Memory, Scans
 from .open_dataset import open_dataset
 from .pictures import mapped_ahead, why_undecodable
-from .remembered import dataset_options, to_remember, with_remembered
-from .report import EncodeReport
+from .remembered import reading_options, to_remember, with_remembered
+from .report import EncodeReport, announce, announce_loss
 from .shard_encoder import Committer, ShardEncoder, store
 from .timing import Timings
 from .work import Places, Work, WorkFinder, places
 
 STREAM_SHARDS = 4
 """Shards' worth of a stream that is held in memory at once."""
-
-REASONS_ANNOUNCED = 5
-"""Of the reasons why samples lose their features, so many are said before it is done; the summary has all."""
 
 
 def encode(config: EncodeConfig) -> EncodeReport:
@@ -48,7 +44,7 @@ def encode(config: EncodeConfig) -> EncodeReport:
     cache = _open_cache(config)
     config = with_remembered(config, cache)
     scans = Scans(cache.root if cache else None, rehash=config.rehash)
-    dataset = open_dataset(config.dataset, dataset_options(config), scans)
+    dataset = open_dataset(config.dataset, reading_options(config), scans)
     encoders = make_encoders(config, cache)
     if root.resolve().is_relative_to(Path(config.dataset).resolve()):
         logger.info("%s lies in the folder of its own dataset: nothing in it is taken for a picture", root)
@@ -152,8 +148,8 @@ class _Run:
         if window is None:
             raise KcacheError(f"dataset {self.config.dataset} is empty: its stream had no sample; name another")
         self._bring_up_to_date(window, [], known, gone=frozenset(known.keys() - seen))
-        _announce(self.report.counts)
-        _announce_loss(self.report.taken_out)
+        announce(self.report.counts)
+        announce_loss(self.report.taken_out)
 
     def _bring_up_to_date(
         self, dataset: Dataset, samples: Sequence[Sample], known: Places, gone: frozenset[str] | None
@@ -175,8 +171,8 @@ class _Run:
         self.report.samples += len(samples)
         self.report.add(work)
         if gone is None:
-            _announce(work.counts)
-            _announce_loss(work.taken_out)
+            announce(work.counts)
+            announce_loss(work.taken_out)
         inspect_captions(self.report, work, self.encoders)
         if self.config.dry_run:
             self._estimate(work, dataset)
@@ -209,7 +205,7 @@ class _Run:
         if (cache.shard_size, cache.container) != (self.shard_size, self.container):
             raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
         durable.clear_dead_temporaries(cache.root)
-        cache.keep_dataset_options(to_remember(config))  # before the samples that they chose
+        keep_dataset_options(cache, to_remember(config))  # before the samples that they chose
         self.scans.store(cache.root)  # all of it was learned by opening the dataset, and a kill must not cost it
         cache.extend_plan(work.new_ids, work.first_new_shard)
         columns = {name: self._write_column(cache, encoder) for name, encoder in self.encoders.items()}
@@ -253,15 +249,3 @@ class _Run:
         column = cache.replace_column(encoder.column, stored) if exists else cache.add_column(encoder.column, stored)
         self.replaced.pop(name, None)
         return column
-
-
-def _announce(counts: Mapping[str, Mapping[str, int]]) -> None:
-    width = max([12, *map(len, counts)])
-    for name, by_state in counts.items():
-        states: Iterable[str] = (f"{s} {by_state.get(s, 0):,}" for s in ("hit", "changed", "new", "gone", "set aside"))
-        logger.info("%-*s %s", width, name, " / ".join(states))
-
-
-def _announce_loss(taken_out: Mapping[str, str]) -> None:
-    for reason, number in Counter(taken_out.values()).most_common(REASONS_ANNOUNCED):
-        logger.info("%-12s %s: %s", "taken out", f"{number:,}", reason)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kcache.progress import logger
-from kcache.shards import Cache
+from kcache.shards import Cache, dataset_options
 from kcache.shards.records import Record
 
 from .config import DEFAULT_MAX_PIXELS, DEFAULT_SPLIT, EncodeConfig
@@ -21,7 +21,7 @@ _DEFAULTS = {"split": DEFAULT_SPLIT, "streaming": False, "max_pixels": DEFAULT_M
 
 def with_remembered(config: EncodeConfig, cache: Cache | None) -> EncodeConfig:
     """The config with what it leaves open as the cache has it; says so. An empty text stands for the default."""
-    kept = cache.dataset_options() if cache else {}
+    kept = dataset_options(cache) if cache else {}
     given = {name: value for name in REMEMBERED if (value := getattr(config, _OF_CONFIG.get(name, name))) is not None}
     used = {name: kept[name] for name in REMEMBERED if name in kept and name not in given}
     if used:
@@ -41,7 +41,7 @@ def to_remember(config: EncodeConfig) -> Record:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def dataset_options(config: EncodeConfig) -> DatasetOptions:
+def reading_options(config: EncodeConfig) -> DatasetOptions:
     """How the dataset of a config is opened."""
     return DatasetOptions(
         image_column=config.image_column,

@@ -1,9 +1,15 @@
 """What an encode found and did, for whoever called it."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from kcache.progress import logger
+
 from .work import Work
+
+REASONS_ANNOUNCED = 5
+"""Of the reasons why samples lose their features, so many are said before it is done; the summary has more."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,17 @@ class EncodeReport:
         self.gone |= work.gone
         self.taken_out |= work.taken_out
         self.set_aside |= work.set_aside
+
+
+def announce(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """The first lines of a run: for each column, its rows by state."""
+    width = max([12, *map(len, counts)])
+    for name, by_state in counts.items():
+        states: Iterable[str] = (f"{s} {by_state.get(s, 0):,}" for s in ("hit", "changed", "new", "gone", "set aside"))
+        logger.info("%-*s %s", width, name, " / ".join(states))
+
+
+def announce_loss(taken_out: Mapping[str, str]) -> None:
+    """What a run will take out of the cache, before it does: how many samples, and why."""
+    for reason, number in Counter(taken_out.values()).most_common(REASONS_ANNOUNCED):
+        logger.info("%-12s %s: %s", "taken out", f"{number:,}", reason)
