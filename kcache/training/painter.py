@@ -112,10 +112,9 @@ class Painter:
         model = self._decoder.component(subfolder).load(model_class, inference_dtype(self._device))
         nbytes = sum(one.nbytes for one in model.parameters())
         logger.info(
-            "validation pictures by the %s of %s: %s MB, on %s while they are made and else in this machine's memory",
+            "loaded the %s of %s for validation pictures: %s MB, kept in this machine's memory between them",
             subfolder,
             self._decoder.name_or_path,
-            f"{nbytes / 1e6:,.0f}",
-            self._device,
+            f"{nbytes / 1e6:,.1f}",
         )
         return model.requires_grad_(False)

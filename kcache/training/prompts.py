@@ -148,7 +148,7 @@ def _read(path: Path, wanted: str) -> Tensors | None:
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError):
         seal, tensors = None, {}
-    if seal == _content(wanted, tensors):
+    if seal is not None and seal == _content(wanted, tensors):
         return tensors
     logger.warning("%s is damaged, or not what kcache wrote: the validation prompts are encoded anew", path)
     return None
