@@ -91,10 +91,9 @@ def test_scores_of_held_out_samples_do_not_depend_on_the_batch_size(
 
     def scored(batch_size: int) -> dict[str, float]:
         source = stage.make_source(snapshot, 0, draw_views=False)
-        batches = [range(start, min(start + batch_size, 10)) for start in range(0, 10, batch_size)]
-        with Feeder(
-            source, (MicroBatch(0, batch, batch) for batch in batches), batch_size, torch.device("cpu")
-        ) as feeder:
+        samples = [range(start, min(start + batch_size, 10)) for start in range(0, 10, batch_size)]
+        batches = (MicroBatch(0, some, some) for some in samples)
+        with Feeder(source, batches, batch_size, torch.device("cpu")) as feeder:
             options = {"steps": 5, "guidance_scale": guidance_scale}
             return score_batches(stage.model, scheduler, feeder, null, **options).as_metrics()
 

@@ -17,7 +17,7 @@ from tiny import PIXELS, WIDTH
 
 from kcache.generation import GenerateConfig, generate
 from kcache.grids import Group, grid, labelled_sheet
-from kcache.shards import Cache
+from kcache.shards import Cache, KcacheError
 from kcache.shards.reader import read_null
 from kcache.training import painter
 from kcache.training.config import DecoderConfig, PriorConfig
@@ -198,8 +198,7 @@ def test_validation_changes_nothing_of_the_training(make: Any, models: Any, stag
     model.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes, wants = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    torch.manual_seed(3)
-    expected = torch.randn(4)
+    expected = torch.randn(4, generator=torch.Generator().manual_seed(3))
     torch.manual_seed(3)
     _, validator = make(stage, held_out(1), validation_prompts=PROMPTS)
     validator.draw(model, 1)
@@ -296,6 +295,20 @@ def test_the_frozen_decoder_is_said_once_with_its_size(
         f"loaded the {part} of {tiny_decoder}" for part in ("movq", "unet")
     ]
     assert all(re.search(r": \d+\.\d MB, kept in this machine's memory between them$", one) for one in said)
+
+
+def test_a_checkpoint_that_cannot_make_the_pictures_is_refused_before_training(
+    make: Any, tiny_prior: Path, tiny_decoder: Path, tmp_path: Path
+) -> None:
+    for part in ("movq", "scheduler"):
+        shutil.copytree(tiny_decoder / part, tmp_path / "bare" / part)
+    prior, decoder = "pretrained_prior_model_name_or_path", "pretrained_decoder_model_name_or_path"
+    with pytest.raises(KcacheError, match=r"bare has no 'unet' \(it has: movq, scheduler\)"):
+        make("prior", validation_prompts=PROMPTS, **{decoder: str(tmp_path / "bare")})
+    with pytest.raises(KcacheError, match=r"takes image embeddings of 64 and the cache has 16; name the decoder of"):
+        make("prior", validation_prompts=PROMPTS, **{decoder: str(TINY / "decoder")})
+    with pytest.raises(KcacheError, match=r"gives image embeddings of 64 and the cache has 16; name the prior of"):
+        make("decoder", validation_prompts=PROMPTS, **{prior: str(TINY / "prior")})
 
 
 # --- the sheets

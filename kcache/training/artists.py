@@ -68,7 +68,7 @@ class PriorArtist:
             noise_BD=first_noise(model, generators).to(model.device),
             generator=generators,
         )
-        with self._painter.on_device(unet=True):
+        with self._painter.on_device():
             images = [
                 self._painter.paint(one, self._null_image, generator, self._side, self._side)
                 for one, generator in zip(embeds, generators, strict=True)
@@ -96,7 +96,7 @@ class DecoderArtist:
     def rows(self, model: Any) -> dict[str, list[Row]]:
         """Pairs of held-out pictures, then a row for each prompt."""
         sections = {}
-        with self._painter.on_device(unet=False):
+        with self._painter.on_device():
             if self._held_out:
                 sections["Held-out samples"] = list(self._pairs(model, self._held_out))
             if self._sampled is not None:

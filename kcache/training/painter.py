@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kcache.checkpoints import Checkpoint
+from kcache.checkpoints import Checkpoint, Component
 from kcache.devices import free_memory, inference_dtype
 from kcache.progress import hush_libraries, logger
+from kcache.shards import KcacheError
 
 from .sampling import GUIDANCE_SCALE
 
@@ -27,14 +28,23 @@ class Painter:
     pictures are made.
     """
 
-    def __init__(self, decoder: Checkpoint, device: torch.device) -> None:
-        """Load nothing yet."""
-        self._decoder, self._device = decoder, device
+    def __init__(self, decoder: Checkpoint, device: torch.device, embed_width: int, *, frozen_unet: bool) -> None:
+        """Find or download what will be loaded. KcacheError for what is missing, or other image embeddings than D."""
+        self._decoder, self._device, self._frozen_unet = decoder, device, frozen_unet
+        self._parts = {name: decoder.component(name) for name in (["movq", "unet"] if frozen_unet else ["movq"])}
+        for part in self._parts.values():
+            part.weight_files()
+        self._scheduler = _scheduler(decoder.component("scheduler"))
+        if frozen_unet and (takes := self._parts["unet"].config()["encoder_hid_dim"]) != embed_width:
+            raise KcacheError(
+                f"the decoder {decoder.name_or_path} takes image embeddings of {takes} and the cache has {embed_width};"
+                " name the decoder of that cache with --pretrained-decoder-model-name-or-path"
+            )
 
     @contextmanager
-    def on_device(self, *, unet: bool) -> Iterator[None]:
-        """Have MoVQ, and the frozen ``unet`` if asked for, on the device within the block."""
-        models = [self._movq, self._unet] if unet else [self._movq]
+    def on_device(self) -> Iterator[None]:
+        """Have what is frozen on the device within the block."""
+        models = [self._movq, self._unet] if self._frozen_unet else [self._movq]
         try:
             for model in models:
                 model.to(self._device)
@@ -99,17 +109,9 @@ class Painter:
 
         return self._load("unet", UNet2DConditionModel)
 
-    @cached_property
-    def _scheduler(self) -> Any:
-        from diffusers import DDIMScheduler, DDPMScheduler
-
-        config = self._decoder.component("scheduler").config("scheduler_config.json")
-        scheduler = DDIMScheduler if config["_class_name"] == "DDIMScheduler" else DDPMScheduler
-        return scheduler.from_config(config)
-
     def _load(self, subfolder: str, model_class: Any) -> Any:
         hush_libraries()
-        model = self._decoder.component(subfolder).load(model_class, inference_dtype(self._device))
+        model = self._parts[subfolder].load(model_class, inference_dtype(self._device))
         nbytes = sum(one.nbytes for one in model.parameters())
         logger.info(
             "loaded the %s of %s for validation pictures: %s MB, kept in this machine's memory between them",
@@ -118,3 +120,12 @@ class Painter:
             f"{nbytes / 1e6:,.1f}",
         )
         return model.requires_grad_(False)
+
+
+def _scheduler(component: Component) -> Any:
+    """Of the two kinds that the pipeline takes, the one that the checkpoint has."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    config = component.config("scheduler_config.json")
+    scheduler = DDIMScheduler if config["_class_name"] == "DDIMScheduler" else DDPMScheduler
+    return scheduler.from_config(config)

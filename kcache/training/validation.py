@@ -4,7 +4,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,14 +15,14 @@ from kcache.checkpoints import Checkpoint
 from kcache.devices import free_memory, is_out_of_memory
 from kcache.grids import Group, labelled_sheet
 from kcache.progress import logger
-from kcache.shards import durable
+from kcache.shards import KcacheError, durable
 
-from . import painter, sampling
 from .artists import PROMPT, DecoderArtist, HeldOutPictures, Picture, PriorArtist, Row
 from .config import DecoderConfig, PriorConfig
-from .painter import Painter
+from .painter import STEPS, Painter
 from .prompts import prompt_features, sampled_prompts
-from .sampling import sampling_scheduler
+from .sampling import GUIDANCE_SCALE, sampling_scheduler
+from .sampling import STEPS as PRIOR_STEPS
 
 FOLDER = "validation"
 """Where in OUT the pictures and the encoded prompts are."""
@@ -79,9 +79,9 @@ class Validator:
         record = {
             "step": step,
             "picture": path.name,
-            "num_inference_steps": painter.STEPS,
-            "prior_num_inference_steps": sampling.STEPS,
-            "guidance_scale": sampling.GUIDANCE_SCALE,
+            "num_inference_steps": STEPS,
+            "prior_num_inference_steps": PRIOR_STEPS,
+            "guidance_scale": GUIDANCE_SCALE,
             "cells": [{"caption": one.caption, "kind": one.kind, "seed": one.seed} for one in pictures],
         }
         durable.replace(path, sheet.getvalue())
@@ -106,42 +106,53 @@ def make_validator(
 ) -> Validator | None:
     """The validator of a run, its prompts encoded; None where the options ask for no picture.
 
-    ``null_image`` (D,) is the cached embedding of no picture. All processes call it: the main one encodes.
+    ``null_image`` (D,) is the cached embedding of no picture. All processes call it: the main one encodes. KcacheError,
+    and not only at the first validation, where a checkpoint lacks what pictures need or belongs to another cache.
     """
-    folder, images = output_dir / FOLDER, config.num_validation_images or (4 if config.lora else 1)
     if not config.validation_prompts and (stage_name == "prior" or held_out is None):
         return None
-    durable.clear_dead_temporaries(folder)
-    make = _prior_artist if stage_name == "prior" else _decoder_artist
-    return Validator(folder, device, make(config, folder, device, images, null_image, held_out))
+    durable.clear_dead_temporaries(output_dir / FOLDER)
+    with _own_random_numbers(device):
+        make = _prior_artist if stage_name == "prior" else _decoder_artist
+        return Validator(output_dir / FOLDER, device, make(config, output_dir / FOLDER, device, null_image, held_out))
 
 
 def _prior_artist(
     config: PriorConfig | DecoderConfig,
     folder: Path,
     device: torch.device,
-    images: int,
     null_image: Tensor,
     held_out: HeldOutPictures | None,
 ) -> Artist:
     prompts, prior = config.validation_prompts, _trained_from(config, config.pretrained_prior_model_name_or_path)
     features, scheduler = prompt_features(prior, prompts, folder, device), sampling_scheduler(prior)
-    painter = Painter(_beside(config, config.pretrained_decoder_model_name_or_path), device)
-    return PriorArtist(prompts, images, features, scheduler, painter, null_image, config.resolution)
+    decoder = _beside(config, config.pretrained_decoder_model_name_or_path)
+    painter = Painter(decoder, device, len(null_image), frozen_unet=True)
+    return PriorArtist(prompts, _images(config), features, scheduler, painter, null_image, config.resolution)
 
 
 def _decoder_artist(
     config: PriorConfig | DecoderConfig,
     folder: Path,
     device: torch.device,
-    images: int,
     null_image: Tensor,
     held_out: HeldOutPictures | None,
 ) -> Artist:
     prompts, prior = config.validation_prompts, _beside(config, config.pretrained_prior_model_name_or_path)
-    sampled = sampled_prompts(prior, prompts, images, folder, device) if prompts else None
-    painter = Painter(_trained_from(config, config.pretrained_decoder_model_name_or_path), device)
-    return DecoderArtist(prompts, images, sampled, held_out, painter, null_image, config.resolution)
+    decoder = _trained_from(config, config.pretrained_decoder_model_name_or_path)
+    painter = Painter(decoder, device, len(null_image), frozen_unet=False)
+    sampled = sampled_prompts(prior, prompts, _images(config), folder, device) if prompts else None
+    if sampled is not None and sampled.shape[1] != len(null_image):
+        raise KcacheError(
+            f"the prior {prior.name_or_path} gives image embeddings of {sampled.shape[1]} and the cache has"
+            f" {len(null_image)}; name the prior of that cache with --pretrained-prior-model-name-or-path"
+        )
+    return DecoderArtist(prompts, _images(config), sampled, held_out, painter, null_image, config.resolution)
+
+
+def _images(config: PriorConfig | DecoderConfig) -> int:
+    """Pictures of each prompt: as many as the reference makes where nobody said."""
+    return config.num_validation_images or (4 if config.lora else 1)
 
 
 def _trained_from(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:
@@ -157,10 +168,15 @@ def _beside(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:
 def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
     """Within it the model evaluates without gradients; after it, modes and torch's random numbers are as before."""
     modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+    with _own_random_numbers(device), torch.no_grad():
         model.eval()
         try:
             yield
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """A block after which torch's random numbers go on as before it: loading a model may draw some."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
