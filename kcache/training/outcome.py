@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import Checkpoint
 from kcache.shards import durable
 from kcache.whole_folder import TEMPORARY, put_in_place, whole_folder
 
@@ -13,20 +12,20 @@ from .checkpointing import RETRY, TrainState
 from .config import DecoderConfig, PriorConfig
 from .export import readme
 from .run_record import public_options
-from .stages import Stage, checkpoint_name
+from .stages import Stage, start_of
 from .weights import Weights
 
 BEST = "best"
 """The folder in OUT with the weights of the best validation; a result in its own right."""
 
 
-class Results:
+class Outcome:
     """Writes what a run leaves, each part whole or not at all. For the main process alone."""
 
     def __init__(self, config: PriorConfig | DecoderConfig, stage: Stage, weights: Weights) -> None:
         self._config, self._stage, self._weights = config, stage, weights
         self._output_dir = Path(config.output_dir)
-        trained_from = Checkpoint(checkpoint_name(config)).base().name_or_path
+        trained_from = start_of(config).base().name_or_path
         if Path(trained_from).is_dir():
             trained_from = str(Path(trained_from).resolve())  # so that the result works from any folder
         self._trained_from = trained_from
