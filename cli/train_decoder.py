@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from kcache.cli.sections import SectionedCommand
-from kcache.cli.train_options import make_train_config, print_report, samples, train_options
+from kcache.cli.train_options import make_train_config, samples, train_options
+from kcache.cli.train_summary import print_report
 
 
 @click.command(cls=SectionedCommand)

@@ -1,15 +1,12 @@
-"""The options that both trainers share, and the summary of a run."""
+"""The options that both trainers share, and those of the reference that are refused here or have no use."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from kcache.cli.options import Choice, Config, ListOption, make_config
 from kcache.cli.sections import section
-
-if TYPE_CHECKING:
-    from kcache.training.run import TrainReport
 
 # A copy of kcache.training.config.SCHEDULES, which --help would have to load torch for.
 SCHEDULES = [
@@ -257,26 +254,3 @@ _NO_USE = {
 _WITHOUT_USE = [
     click.option(name, hidden=True, expose_value=False, type=int, callback=_say_without_use) for name in _NO_USE
 ]
-
-
-def print_report(report: "TrainReport") -> int:
-    """What a run did and what comes next; returns the exit code."""
-    stopped = report.step < report.max_steps
-    if not report.is_main:
-        return 130 if stopped else 0
-    if stopped:
-        click.echo(
-            f"Stopped after update {report.step:,} of {report.max_steps:,}; all of it is in {report.checkpoint}.\n"
-            "Go on with the same command and --resume-from-checkpoint latest"
-        )
-        return 130
-    click.echo(f"Trained for {report.step:,} updates ({report.epochs:,.1f} epochs of {report.samples:,} samples).")
-    if report.first_probe is not None and report.last_probe is not None:
-        click.echo(f"Loss on fixed draws: {report.first_probe:.4f} before, {report.last_probe:.4f} after.")
-    stage = {"prior": "prior", "unet": "decoder"}[report.component]
-    other = {"prior": "--decoder my-decoder", "decoder": "--prior my-prior"}[stage]
-    click.echo(
-        f"The result is in {report.output_dir}/{report.component}; {report.output_dir}/README.md shows how diffusers"
-        f' loads it.\nNext: kcache generate "a prompt" --{stage} {report.output_dir} {other} -o grid.png'
-    )
-    return 0

@@ -6,7 +6,8 @@ import click
 
 from kcache.cli.options import Choice
 from kcache.cli.sections import SectionedCommand
-from kcache.cli.train_options import make_train_config, print_report, samples, train_options, validation
+from kcache.cli.train_options import make_train_config, samples, train_options, validation
+from kcache.cli.train_summary import print_report
 
 
 @click.command(cls=SectionedCommand)

@@ -28,24 +28,31 @@ class Checkpoint:
 
     def component(self, subfolder: str) -> "Component":
         """One component, downloaded if need be. KcacheError when the checkpoint lacks it."""
-        folder = Path(self.name_or_path)
-        _refuse_lora(folder, subfolder)
-        if not (folder / subfolder).is_dir() and self.base() != self:
-            return self.base().component(subfolder)
-        if not folder.is_dir():
-            folder = self._download(subfolder)
+        holder, folder = self._locate(subfolder)
         if not (folder / subfolder).is_dir():
             have = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "no folder at all"
             raise KcacheError(
-                f"checkpoint {self.name_or_path} has no '{subfolder}' (it has: {have});"
+                f"checkpoint {holder.name_or_path} has no '{subfolder}' (it has: {have});"
                 " name a folder or hub id in the layout of kandinsky-community/kandinsky-2-2-prior or -decoder"
             )
-        return Component(self, subfolder, folder / subfolder)
+        return Component(holder, subfolder, folder / subfolder)
+
+    def has(self, subfolder: str) -> bool:
+        """Whether the checkpoint has a component, downloaded if need be."""
+        return (self._locate(subfolder)[1] / subfolder).is_dir()
 
     def base(self) -> "Checkpoint":
         """The whole checkpoint behind the OUT of a training run, which holds the trained component alone; else this."""
         trained_from = training_record(Path(self.name_or_path)).get("trained_from")
         return replace(self, name_or_path=str(trained_from)).base() if trained_from else self
+
+    def _locate(self, subfolder: str) -> "tuple[Checkpoint, Path]":
+        """The checkpoint that would hold a component, which may be the one behind this, and its folder."""
+        folder = Path(self.name_or_path)
+        _refuse_lora(folder, subfolder)
+        if not (folder / subfolder).is_dir() and self.base() != self:
+            return self.base()._locate(subfolder)
+        return self, folder if folder.is_dir() else self._download(subfolder)
 
     def _download(self, subfolder: str) -> Path:
         from huggingface_hub import snapshot_download

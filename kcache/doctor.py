@@ -23,6 +23,7 @@ TESTED = {
     "h5py": "3.16.0",
     "filelock": "4.2.11",
     "fsspec": "2026.9.0",
+    "jinja2": "3.1.6",
     "numpy": "2.4.6",
     "pillow": "13.0.0",
     "psutil": "7.2.2",
@@ -33,9 +34,13 @@ TESTED = {
 # extra -> (the packages it brings, what they enable)
 EXTRAS = {
     "heif": (["pillow-heif"], "pictures in HEIC, as phones take them"),
-    "xformers": (["xformers"], "nothing yet; meant for memory-efficient attention in the decoder's UNet"),
-    "bitsandbytes": (["bitsandbytes"], "nothing yet; meant for 8-bit Adam"),
-    "wandb": (["wandb"], "nothing yet; meant for logging to Weights & Biases"),
+    "xformers": (["xformers"], "memory-efficient attention in the decoder's UNet"),
+    "tensorboard": (["tensorboard"], "curves and pictures in TensorBoard: --report-to tensorboard"),
+    "wandb": (["wandb"], "curves and pictures at Weights & Biases: --report-to wandb"),
+    "comet": (["comet_ml"], "curves and pictures at Comet: --report-to comet_ml"),
+    "bitsandbytes": (["bitsandbytes"], "AdamW with states of 8 bits (--optimizer adamw8bit)"),
+    "prodigy": (["prodigyopt"], "Prodigy, which finds the learning rate (--optimizer prodigy)"),
+    "schedulefree": (["schedulefree"], "AdamW that needs no schedule (--optimizer schedulefree)"),
     "s3": (["s3fs", "boto3"], "nothing yet; meant for caches in an S3 bucket"),
     "ray": (["ray"], "nothing yet; meant for encoding on a Ray cluster"),
 }

@@ -36,14 +36,26 @@ class whole_folder:  # noqa: N801  (used as a function)
                     f" {self.retry}"
                 ) from error
             return
-        for file in self.temporary.rglob("*.safetensors"):
+        put_in_place(self.temporary, self.path)
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Give a filled folder, or a file in a folder of its own, the name ``path``, once all of it lies on stable storage.
+
+    What had the name is removed afterwards.
+    """
+    for file in [new, *new.rglob("*")]:
+        if file.suffix == ".safetensors":
             # safetensors writes for its owner alone; a model is shared as the folder around it is.
-            file.chmod(self.temporary.stat().st_mode & 0o666)
-        durable.sync_tree(self.temporary)
-        replaced = self.path.with_name(f"{OLD}{self.path.name}")
+            file.chmod(new.parent.stat().st_mode & 0o666)
+    durable.sync_tree(new if new.is_dir() else new.parent)
+    if new.is_file():
+        os.replace(new, path)
+    else:
+        replaced = path.with_name(f"{OLD}{path.name}")
         shutil.rmtree(replaced, ignore_errors=True)
-        if self.path.exists():
-            os.rename(self.path, replaced)
-        os.rename(self.temporary, self.path)
-        durable.sync_folder(self.path.parent)
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(new, path)
         shutil.rmtree(replaced, ignore_errors=True)
+    durable.sync_folder(path.parent)

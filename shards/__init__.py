@@ -4,7 +4,7 @@ from .cache import Cache
 from .columns import Column, Field
 from .commits import Commit
 from .errors import CacheError, DamageError, KcacheError, UsageError
-from .order import BatchOrder, Stream, permutation
+from .order import BatchOrder, MixedOrder, Stream, permutation
 from .reader import ColumnReader, read_null
 from .rewrite import read_rows
 from .snapshot import Snapshot
@@ -23,6 +23,7 @@ __all__ = [
     "Fault",
     "Field",
     "KcacheError",
+    "MixedOrder",
     "Snapshot",
     "Stream",
     "Summary",

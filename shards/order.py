@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,11 @@ class BatchOrder:
         places = self._streams[group].take(given[group] * self.global_batch, self.global_batch)
         return self.groups[group][places]
 
+    def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Samples ``start`` to ``start + count`` of an order that has one group (shape ``(count,)``)."""
+        (group,), (stream,) = self.groups, self._streams
+        return group[stream.take(start, count)]
+
     def given(self, step: int) -> list[int]:
         """How many of the batches before ``step`` each group has given."""
         # By time x a group has given floor(n * x - u) + 1 batches: more than n * x - u, and at most 1 more. So if x is
@@ -122,3 +128,48 @@ def _group_seed(seed: int, group: npt.NDArray[np.int64]) -> int:
 def _phase(seed: int) -> int:
     """The phase of the group whose stream has this seed, in 1 / _PHASE batches: odd, so that it is neither 0 nor 1."""
     return int(mix(np.array([seed], np.uint64) + _GAMMA)[0] >> np.uint64(32)) | 1
+
+
+class MixedOrder:
+    """Batches from several orders in fixed shares: of the first ``t`` turns an order has had its share, to within one.
+
+    A turn is one sample, where ``whole_batches`` is false and every order has one group; else it is a whole batch, so
+    that batches stay of one shape. Which order has turn t is a function of t alone: with one other order of share w it
+    is the other's turn wherever floor(t * w) steps up (Bresenham's line), and among more than two the same is done
+    again with the turns that are left. The first order has what the shares of the others leave.
+    """
+
+    def __init__(self, orders: Sequence[BatchOrder], shares: Sequence[Fraction], *, whole_batches: bool) -> None:
+        """``shares`` are those of all orders but the first: each above 0, together below 1."""
+        if len(orders) != len(shares) + 1 or not all(share > 0 for share in shares) or sum(shares) >= 1:
+            raise ValueError(f"{len(orders)} orders cannot be mixed in shares of {[str(share) for share in shares]}")
+        if not whole_batches and any(len(order.groups) > 1 for order in orders):
+            raise ValueError("orders with several groups can only be mixed by whole batches")
+        self._orders, self._whole, self.global_batch = orders, whole_batches, orders[0].global_batch
+        # The last share first, each as a part of what those after it leave.
+        self._shares, left = [], Fraction(1)
+        for share in reversed(shares):
+            self._shares.append(share / left)
+            left -= share
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """The positions of global batch ``step`` (shape ``(global_batch,)``)."""
+        if self._whole:
+            order, turn = self._whose(step)
+            return self._orders[order].batch(turn)
+        turns = [self._whose(t) for t in range(step * self.global_batch, (step + 1) * self.global_batch)]
+        batch = np.empty(self.global_batch, np.int64)
+        for order, stream in enumerate(self._orders):
+            slots = [slot for slot, (whose, _) in enumerate(turns) if whose == order]
+            if slots:
+                batch[slots] = stream.take(turns[slots[0]][1], len(slots))
+        return batch
+
+    def _whose(self, turn: int) -> tuple[int, int]:
+        """Which order has a turn, and how many it has had before."""
+        for order, share in zip(range(len(self._orders) - 1, 0, -1), self._shares, strict=True):
+            before, after = (t * share.numerator // share.denominator for t in (turn, turn + 1))
+            if after > before:
+                return order, before
+            turn -= before
+        return 0, turn

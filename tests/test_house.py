@@ -15,7 +15,17 @@ from kcache.cli.train import COMMANDS as TRAIN_COMMANDS
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"kcache": "kcache", "cli": "kcache.cli", "shards": "kcache.shards"}  # folder -> where it installs
 HEAVY = {"torch", "transformers", "diffusers", "accelerate", "datasets", "peft", "webdataset", "h5py", "numpy", "PIL"}
-SHARED_CLI_FILES = {"encode_summary", "sections", "sizes", "train_options", "__init__", "main", "options", "shell"}
+SHARED_CLI_FILES = {
+    "encode_summary",
+    "sections",
+    "sizes",
+    "train_options",
+    "train_summary",
+    "__init__",
+    "main",
+    "options",
+    "shell",
+}
 
 
 def files(*folders: str) -> list[Path]:

@@ -19,6 +19,7 @@ from kcache.shards import Cache, Snapshot
 from kcache.training.config import DecoderConfig, PriorConfig
 from kcache.training.draws import CAPTION, Draws
 from kcache.training.objectives import Batch, min_snr_weights, prior_loss
+from kcache.training.samples import Samples
 from kcache.training.sources import MicroBatch
 from kcache.training.stages import Stage, make_stage
 
@@ -42,7 +43,7 @@ class Setting:
         return MicroBatch(STEP, range(len(samples)), [order.index(name) for name in samples])
 
     def batch(self, stage: Stage, samples: list[str]) -> Batch:
-        source = stage.make_source(Snapshot(self.cache, stage.columns), SEED)
+        source = stage.make_source(Samples([Snapshot(self.cache, stage.columns)]), SEED)
         return source.fill(source.allocate(len(samples), pin=False), self.micro_batch(samples))
 
     def text(self, samples: list[str]) -> Text:
@@ -188,7 +189,7 @@ def test_reused_buffers_and_smaller_batches_hold_the_same_samples_and_draws(
 ) -> None:
     stage = prior(True)
     whole, parts = setting.batch(stage, SHORT), setting.micro_batch(SHORT)
-    source = stage.make_source(Snapshot(setting.cache, stage.columns), SEED)
+    source = stage.make_source(Samples([Snapshot(setting.cache, stage.columns)]), SEED)
     buffers = source.allocate(3, pin=False)
     source.fill(buffers, setting.micro_batch(["long-caption.webp", *SHORT[:2]]))  # leaves 77 tokens behind
     part = source.fill(buffers, MicroBatch(STEP, parts.slots[3:], parts.positions[3:]))

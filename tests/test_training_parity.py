@@ -21,6 +21,7 @@ from kcache.training.config import DecoderConfig, PriorConfig
 from kcache.training.draws import CAPTION, NOISE, TIMESTEP, Draws
 from kcache.training.feeder import Feeder
 from kcache.training.loop import After, Geometry, Loop, Objective
+from kcache.training.samples import Samples
 from kcache.training.stages import Stage, make_stage
 from kcache.training.train import train
 
@@ -151,7 +152,7 @@ def run_loop(config: Config, cache: Cache, make_optimizer: Callable[[list[Tensor
         has_dropout=False,
         seed=SEED,
     )
-    source = stage.make_source(snapshot, SEED)
+    source = stage.make_source(Samples([snapshot]), SEED)
     batches = geometry.micro_batches(BatchOrder(source.groups, geometry.global_batch, SEED), 0, UPDATES)
     after = After(update=lambda step: None, logged=lambda progress: None, stop=lambda step: False)
     with Feeder(source, batches, BATCH, torch.device("cpu")) as feeder:

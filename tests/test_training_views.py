@@ -211,7 +211,9 @@ def test_the_text_column_that_was_picked_is_read(opened: Opened) -> None:
 
 
 def probe(run: ViewRun, samples: int, batch_size: int) -> float:
-    return probe_loss(Objective(run.stage, None), run.stage, run.snapshot, samples, batch_size, torch.device("cpu"))
+    positions = np.arange(len(run.samples))
+    objective, device = Objective(run.stage, None), torch.device("cpu")
+    return probe_loss(objective, run.stage, run.samples, positions, samples, batch_size, device)
 
 
 @pytest.mark.parametrize("stage", ["prior", "decoder"])
@@ -224,7 +226,7 @@ def test_the_probe_over_buckets_is_the_mean_over_samples_whatever_the_batch_size
 ) -> None:
     run = opened("decoder", buckets=True)
     positions = BatchOrder([np.arange(SAMPLES)], 9, 0).batch(0).tolist()
-    source, objective = run.stage.make_source(run.snapshot, 0), Objective(run.stage, None).eval()
+    source, objective = run.stage.make_source(run.samples, 0), Objective(run.stage, None).eval()
     losses = []
     for slot, position in enumerate(positions):
         batch = source.fill(source.allocate(1, pin=False), MicroBatch(PROBE, [slot], [position]))

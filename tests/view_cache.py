@@ -12,6 +12,7 @@ from tiny import PIXELS
 
 from kcache.shards import Cache, Column, Field, Snapshot
 from kcache.training.config import DecoderConfig, PriorConfig
+from kcache.training.samples import Samples
 from kcache.training.sources import MicroBatch
 from kcache.training.stages import make_stage
 
@@ -128,7 +129,8 @@ class ViewRun:
     def __init__(self, config: Config, cache: Cache) -> None:
         self.stage = make_stage(config, cache)
         self.snapshot = Snapshot(cache, self.stage.columns)
-        self.source = self.stage.make_source(self.snapshot, SEED)
+        self.samples = Samples([self.snapshot])
+        self.source = self.stage.make_source(self.samples, SEED)
 
     def read(self, positions: list[int], step: int = 0, first_slot: int = 0) -> dict[str, torch.Tensor]:
         """A batch of these samples, copied out of its buffers."""

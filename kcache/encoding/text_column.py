@@ -2,30 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kcache.checkpoints import Checkpoint
-from kcache.fingerprints import file_sha256
-from kcache.shards import Column, Field, KcacheError
-from kcache.shards.records import digest
+from kcache.shards import Column, Field
+from kcache.text_features import EncodedCaption, encode_captions, load_tokenizer, token_counts, vocabulary_digest
 
 from .batches import Batches
-from .encoders import STORE_DTYPES, Array, Features, Models, Precision, notes_of, to_numpy
+from .encoders import STORE_DTYPES, Features, Models, Precision, notes_of
 from .templates import CaptionTemplate
-
-EncodedCaption = tuple[Array, Array]
-"""``text_embeds`` (D,) and the ``hidden_states`` (T, D) of the real tokens."""
 
 
 class TextColumn:
     """CLIP text: ``text_embeds`` and the hidden states of the real tokens, caption after caption.
 
-    Computed as in the reference: padded to ``model_max_length``, truncated, without an attention mask. Pad tokens are
-    then dropped, which loses nothing: the prior masks them and reads only its last token. A sample with C captions of
-    T1 .. TC tokens has ``text_embeds`` (C, D), ``hidden_states`` (T1 + .. + TC, D) and ``lengths`` (C,).
+    Computed by `encode_captions`. A sample with C captions of T1 .. TC tokens has ``text_embeds`` (C, D),
+    ``hidden_states`` (T1 + .. + TC, D) and ``lengths`` (C,).
     """
 
     def __init__(
@@ -51,7 +45,7 @@ class TextColumn:
             ),
             encoder={"class": "CLIPTextModelWithProjection", **self._component.identity()},
             preprocessing={
-                "vocabulary": _vocabulary_digest(self._tokenizer_folder),
+                "vocabulary": vocabulary_digest(self._tokenizer_folder),
                 "max_length": self.tokenizer.model_max_length,
                 **({"template": template.source} if template else {}),
             },
@@ -62,15 +56,7 @@ class TextColumn:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer."""
-        from transformers import CLIPTokenizer
-
-        try:
-            return CLIPTokenizer.from_pretrained(str(self._tokenizer_folder))
-        except Exception as error:  # A damaged vocabulary raises bare Exceptions from the Rust below.
-            cause = str(error).split("\n")[0].rstrip(". ")
-            raise KcacheError(
-                f"{self._tokenizer_folder} does not load as CLIPTokenizer ({cause}); download the checkpoint again"
-            ) from error
+        return load_tokenizer(self._tokenizer_folder)
 
     @cached_property
     def _model(self) -> Any:
@@ -84,8 +70,7 @@ class TextColumn:
 
     def uncut_token_counts(self, captions: Sequence[str]) -> list[int]:
         """How many tokens each caption has before it is cut, those of the template with it."""
-        texts = self._templated(captions)
-        return [len(row) for row in self.tokenizer(texts, verbose=False).input_ids] if texts else []
+        return token_counts(self.tokenizer, self._templated(captions))
 
     def cut_captions(self, captions: Sequence[str]) -> list[tuple[str, int]]:
         """The captions that are longer than ``model_max_length`` tokens and so are cut, with their uncut counts."""
@@ -117,17 +102,7 @@ class TextColumn:
             kept = {caption: one for caption, one in kept.items() if last_use[caption] > i}
 
     def _encode(self, model: Any, captions: Sequence[str]) -> list[EncodedCaption]:
-        import torch
-
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            list(captions), max_length=length, padding="max_length", truncation=True, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            output = model(tokens.input_ids.to(self._precision.device))
-        embeds, hidden_states = to_numpy(output.text_embeds), to_numpy(output.last_hidden_state)
-        counts = tokens.attention_mask.sum(1).tolist()
-        return [(embed, hidden[:n]) for embed, hidden, n in zip(embeds, hidden_states, counts, strict=True)]
+        return encode_captions(model, self.tokenizer, captions, self._precision.device)
 
 
 def _joined(captions: Sequence[EncodedCaption]) -> Features:
@@ -137,14 +112,3 @@ def _joined(captions: Sequence[EncodedCaption]) -> Features:
         "hidden_states": np.concatenate([hidden_states for _, hidden_states in captions]),
         "lengths": np.asarray([len(hidden_states) for _, hidden_states in captions], np.int32),
     }
-
-
-def _vocabulary_digest(folder: Path) -> str:
-    """sha256 over the files that fix how captions become tokens.
-
-    The pad token is not among them: padding comes last, attention is causal, and its hidden states are dropped.
-    """
-    names = [name for name in ("vocab.json", "merges.txt") if (folder / name).is_file()] or ["tokenizer.json"]
-    if not all((folder / name).is_file() for name in names):
-        raise KcacheError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json; download it again")
-    return digest({name: file_sha256(folder / name) for name in names})

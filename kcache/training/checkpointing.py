@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from kcache.progress import logger
 from kcache.shards import KcacheError
 from kcache.shards.records import dump_record, load_record
 from kcache.whole_folder import OLD, TEMPORARY, whole_folder
+
+from .weights import Weights
 
 PREFIX = "checkpoint-"
 RETRY = "run the same command with --resume-from-checkpoint latest"
@@ -33,18 +35,29 @@ class TrainState:
     first_probe: float | None = None
     generations: dict[str, list[list[int]]] | None = None
     """The files that the snapshot pinned (None in checkpoints of older versions), to say what has changed since."""
+    mixed: list[str] = field(default_factory=list)
+    """The snapshots of the caches that are mixed in."""
+    selection: dict[str, Any] | None = None
+    """The options that chose the samples (None in checkpoints of older versions)."""
+    chosen: str | None = None
+    """What names the samples that were trained on."""
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0
+    """Validations since the best one."""
 
 
 def save_checkpoint(
-    output_dir: Path, state: TrainState, model: Any, subfolder: str, tensors: dict[str, Any], limit: int | None
+    output_dir: Path, state: TrainState, model: Any, weights: Weights, tensors: dict[str, Any], limit: int | None
 ) -> Path:
     """Write ``checkpoint-STEP`` and, when it is safe, remove the oldest beyond ``limit``.
 
-    It holds the model in the hub's layout, the optimizer (and gradient scaler) as tensors, and the state.
+    It holds what is trained as the result has it, the optimizer (and average, and gradient scaler) as tensors, and the
+    state.
     """
     path = output_dir / f"{PREFIX}{state.step}"
     with whole_folder(path, RETRY) as folder:
-        model.save_pretrained(str(folder / subfolder), safe_serialization=True)
+        weights.save(model, folder)
         torch.save(tensors, folder / _TENSORS)
         (folder / _STATE).write_bytes(dump_record(asdict(state)))
     if limit is not None:
@@ -71,15 +84,6 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a different class for each kind of damage.
         raise _unreadable(path / _TENSORS, error) from error
     return tensors
-
-
-def load_weights(path: Path, subfolder: str, model: Any) -> None:
-    """Fill ``model`` with a checkpoint's weights."""
-    try:
-        loaded = type(model).from_pretrained(str(path / subfolder), dtype=torch.float32, use_safetensors=True)
-        model.load_state_dict(loaded.state_dict())
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise _unreadable(path / subfolder, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> KcacheError:
@@ -110,30 +114,49 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
 def refuse_other(path: Path, saved: TrainState, now: TrainState, changes: str, accept_new_snapshot: bool) -> None:
     """KcacheError naming the first thing that differs between a checkpoint and the run that would go on from it.
 
-    ``changes`` says how the snapshot differs; ``accept_new_snapshot`` lets it.
+    ``changes`` says how the snapshots differ; ``accept_new_snapshot`` lets them.
     """
-    if saved.stage == now.stage and saved.columns == now.columns and saved.snapshot != now.snapshot:
+    if changes and saved.stage == now.stage and saved.columns == now.columns and len(saved.mixed) == len(now.mixed):
         if not accept_new_snapshot:
             raise KcacheError(
                 f"the cache is not what {path} was trained on ({changes}); go on with the cache as it is now by"
                 " --accept-new-snapshot, or start a new run in another --output-dir"
             )
         logger.warning("the cache is not what %s was trained on (%s); going on with it as it is now", path, changes)
-        saved = replace(saved, snapshot=now.snapshot, samples=now.samples)
-    remedies = {
-        "stage": "resume it with the other trainer",
-        "columns": "give the options that choose columns (--resolution, --text-column, views) as they were",
-        "snapshot": "the cache is another or has changed; start a new run in another --output-dir",
-        "samples": "the cache is another or has changed; start a new run in another --output-dir",
-        "global_batch": "choose --train-batch-size and --gradient-accumulation-steps so that their product, times the"
-        " number of processes, is the same",
-        "seed": "leave --seed out, or give the same",
-    }
-    for name, remedy in remedies.items():
+        saved = replace(saved, snapshot=now.snapshot, samples=now.samples, mixed=now.mixed, chosen=now.chosen)
+    for name, remedy in _REMEDIES.items():
         old, new = getattr(saved, name), getattr(now, name)
-        if old != new:
-            shown = [value[:12] if name == "snapshot" else value for value in (old, new)]
-            raise KcacheError(f"{path} was made with {name} {shown[0]} and this run has {shown[1]}; {remedy}")
+        if old is not None and old != new:
+            one, other = _shown(name, old, new)
+            raise KcacheError(f"{path} was made with {name} {one} and this run has {other}; {remedy}")
+
+
+_ANOTHER_CACHE = "the cache is another or has changed; start a new run in another --output-dir"
+_REMEDIES = {
+    "stage": "resume it with the other trainer",
+    "columns": "give the options that choose columns (--resolution, --text-column, views) as they were",
+    "snapshot": _ANOTHER_CACHE,
+    "samples": _ANOTHER_CACHE,
+    "mixed": "give --mix as it was",
+    "selection": "give the options that choose samples as they were, or start a new run in another --output-dir",
+    "chosen": "what chooses the samples has changed in the cache; start a new run in another --output-dir",
+    "global_batch": "choose --train-batch-size and --gradient-accumulation-steps so that their product, times the"
+    " number of processes, is the same",
+    "seed": "leave --seed out, or give the same",
+}
+"""What must be the same, and what to do where it is not; None in a checkpoint of an older version is not compared."""
+
+
+def _shown(name: str, old: Any, new: Any) -> tuple[Any, Any]:
+    """Two values that differ, as a sentence has room for them."""
+    if name in ("snapshot", "chosen"):
+        return old[:12], new[:12]
+    if name == "mixed":
+        return f"of {len(old)} further caches", f"{len(new)}"
+    if name == "selection":
+        different = [key for key in new if old.get(key) != new[key]]
+        return tuple(", ".join(f"{key} {part.get(key)}" for key in different) for part in (old, new))  # type: ignore[return-value]
+    return old, new
 
 
 def recover(output_dir: Path) -> None:

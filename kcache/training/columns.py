@@ -83,21 +83,44 @@ def _require_resolution(config: DecoderConfig, cache: Cache) -> None:
     )
 
 
+def require_same_columns(caches: Sequence[Cache], columns: Sequence[Sequence[Column]]) -> None:
+    """Caches that are mixed hold the same columns, by the same encoders and stored alike; KcacheError otherwise."""
+    first, names = caches[0].root, [column.name for column in columns[0]]
+    for cache, others in zip(caches[1:], columns[1:], strict=True):
+        if [other.name for other in others] != names:
+            have = ", ".join(other.name for other in others)
+            raise KcacheError(
+                f"{cache.root} would be read by its columns {have} and {first} by {', '.join(names)}; encode both with"
+                " the same views"
+            )
+        for column, other in zip(columns[0], others, strict=True):
+            if found := _differences(column, other):
+                raise KcacheError(
+                    f"column '{other.name}' of {cache.root} was encoded otherwise than that of {first}"
+                    f" ({'; '.join(found)}), so they cannot be mixed; encode one like the other with 'kcache encode"
+                    f" DATASET {cache.root} --replace-column {other.name}'"
+                )
+
+
 def _require_alike(cache: Cache, column: Column, others: Sequence[Column]) -> None:
     """Views of a picture that training draws among come from one encoder and are stored in one dtype."""
     for other in others:
-        differences = [
-            f"{what} {one}, not {two}"
-            for what, one, two in [
-                ("weights", column.encoder["weights"][:12], other.encoder["weights"][:12]),
-                ("dtype", column.fields[0].dtype, other.fields[0].dtype),
-                ("shape", list(column.fields[0].shape), list(other.fields[0].shape)),
-            ]
-            if one != two
-        ]
-        if differences:
+        if differences := _differences(column, other):
             raise KcacheError(
                 f"column '{column.name}' of {cache.root} was encoded otherwise than '{other.name}'"
                 f" ({'; '.join(differences)}), so they are not views of one picture; encode the second like the first"
                 f" with 'kcache encode DATASET {cache.root} --replace-column {other.name}'"
             )
+
+
+def _differences(column: Column, other: Column) -> list[str]:
+    """How two columns of one kind of feature differ in what makes them fit into one batch, each in a few words."""
+    return [
+        f"{what} {one}, not {two}"
+        for what, one, two in [
+            ("weights", column.encoder["weights"][:12], other.encoder["weights"][:12]),
+            ("dtype", column.fields[0].dtype, other.fields[0].dtype),
+            ("shape", list(column.fields[0].shape), list(other.fields[0].shape)),
+        ]
+        if one != two
+    ]

@@ -3,11 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
-NOISE, TIMESTEP, CAPTION, VIEW = range(4)
+NOISE, TIMESTEP, CAPTION, VIEW, DROPOUT = range(5)
 """The draws. A new one goes at the end: the numbers are part of what makes a run repeatable."""
 
-PROBE = 2**48
-"""The update to which the fixed draws of `kcache.training.probe` belong; no training comes that far."""
+PROBE, HELD_OUT = 2**48, 2**49
+"""The updates to which the fixed draws of `probe` and `held_out` belong; no training comes that far."""
 
 
 class Draws:
@@ -31,6 +31,11 @@ class Draws:
         """A whole number from 0 to ``high - 1``, all equally likely."""
         self._seek(step, slot, draw)
         return int(self._generator.integers(high))
+
+    def chance(self, step: int, slot: int, draw: int, probability: float) -> bool:
+        """True with this probability."""
+        self._seek(step, slot, draw)
+        return bool(self._generator.random() < probability)
 
     def _seek(self, step: int, slot: int, draw: int) -> None:
         # The lowest word of the counter advances with the numbers drawn; the others hold the key, so no two draws meet.

@@ -1,27 +1,9 @@
 """The result of a run: the trained component in the hub's layout, and a README with the lines that use it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import DECODER, PRIOR, Checkpoint
-from kcache.shards import durable
-from kcache.whole_folder import whole_folder
-
-from .checkpointing import RETRY
-from .stages import Stage
-
-
-def save_result(output_dir: Path, model: Any, stage: Stage, trained_from: str, options: dict[str, Any]) -> None:
-    """Write ``prior/`` or ``unet/``, ``training.json`` and ``README.md``, each whole or not at all."""
-    trained_from = Checkpoint(trained_from).base().name_or_path
-    if Path(trained_from).is_dir():
-        trained_from = str(Path(trained_from).resolve())  # so that the result works from any folder
-    with whole_folder(output_dir / stage.subfolder, RETRY) as folder:
-        model.save_pretrained(str(folder), safe_serialization=True)
-    record = {"stage": stage.name, "trained_from": trained_from, "options": options}
-    durable.replace(output_dir / "training.json", (json.dumps(record, indent=1) + "\n").encode())
-    durable.replace(output_dir / "README.md", readme(output_dir, stage.name, trained_from, options).encode())
+from kcache.checkpoints import DECODER, PRIOR
 
 
 def readme(output_dir: Path, stage: str, trained_from: str, options: dict[str, Any]) -> str:

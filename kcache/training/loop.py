@@ -5,16 +5,18 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kcache.progress import logger
-from kcache.shards import BatchOrder
 
+from .ema import Ema
+from .mixture import Order
 from .objectives import Batch
+from .overflow import Watch
 from .sources import MicroBatch
 from .stages import Stage
 
@@ -28,8 +30,8 @@ class Objective(nn.Module):
         self._loss, self._scheduler, self._snr_gamma = stage.loss, stage.scheduler, snr_gamma
 
     def forward(self, batch: Batch) -> Tensor:
-        """The mean loss of a micro-batch (a scalar)."""
-        return self._loss(self.model, batch, self._scheduler, self._snr_gamma)
+        """The mean loss of a micro-batch (a scalar); Min-SNR weighs it in training only, so that losses compare."""
+        return self._loss(self.model, batch, self._scheduler, self._snr_gamma if self.training else None)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,12 @@ class Geometry:
         """Samples in one update, over all processes and accumulation steps."""
         return self.batch_size * self.accumulation * self.processes
 
-    def micro_batches(self, order: BatchOrder, first_step: int, stop_step: int) -> Iterator[MicroBatch]:
+    def keeping(self, global_batch: int) -> "Geometry":
+        """The same with accumulation adjusted, so that an update has as many samples as before; else unchanged."""
+        accumulation, rest = divmod(global_batch, self.batch_size * self.processes)
+        return replace(self, accumulation=accumulation) if accumulation and not rest else self
+
+    def micro_batches(self, order: Order, first_step: int, stop_step: int) -> Iterator[MicroBatch]:
         """What this process reads for updates ``first_step`` to ``stop_step``: a pure function of the order.
 
         All processes and all accumulation steps of an update read samples of one group, and so of one shape.
@@ -61,13 +68,26 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after an update that is logged. ``loss`` is the mean since the one before."""
+    """What is known after an update that is logged: ``loss`` and rates since the one before.
+
+    ``data_wait`` is the share of the time in which the step waited for its batch; ``peak_memory`` the bytes that torch
+    held at most on the device (0 on a CPU, which keeps no count); ``bad_step`` the first update since that went
+    wrong, and ``what`` went wrong.
+    """
 
     step: int
     loss: float
     learning_rate: float
     gradient_norm: float
     samples_per_second: float
+    data_wait: float
+    peak_memory: int
+    bad_step: int | None
+    what: str
+
+    def metrics(self) -> dict[str, Any]:
+        """As they stand in ``metrics.jsonl``."""
+        return {name: value for name, value in asdict(self).items() if name not in ("step", "bad_step", "what")}
 
 
 @dataclass
@@ -83,18 +103,20 @@ class Loop:
     logging_steps: int
     has_dropout: bool
     seed: int
+    ema: Ema | None = None
 
     def run(self, batches: Iterator[Batch], first_step: int, stop_step: int, after: "After") -> int:
         """Train from update ``first_step`` to ``stop_step`` or until `After.stop` says so; returns where it stopped."""
-        accelerator = self.accelerator
+        accelerator, waiting = self.accelerator, Waiting(batches)
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         total, norm = torch.zeros((), device=accelerator.device), torch.zeros(())
+        watch = Watch(accelerator.device, accelerator.scaler, accelerator.gather)
         logged, since = first_step, time.perf_counter()
         for step in range(first_step, stop_step):
             for micro in range(self.geometry.accumulation):
                 self._seed_dropout(step, micro)
                 with accelerator.accumulate(self.objective):
-                    loss = self.objective(next(batches))
+                    loss = self.objective(next(waiting))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         norm = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
@@ -102,14 +124,21 @@ class Loop:
                     self.optimizer.zero_grad()
                 total += loss.detach()
             self.schedule.step()
+            if self.ema:
+                self.ema.step()
             done = step + 1
+            watch.saw(done, total, norm)
             if done % self.logging_steps == 0 or done == stop_step:  # the only point at which the CPU waits for the GPU
                 updates, now = done - logged, time.perf_counter()
                 mean = accelerator.reduce(total / (updates * self.geometry.accumulation), "mean").item()
-                rate = updates * self.geometry.global_batch / (now - since)
-                after.logged(Progress(done, mean, self.schedule.get_last_lr()[0], float(norm), rate))
-                total, logged, since = torch.zeros_like(total), done, now
+                rate, waited = updates * self.geometry.global_batch / (now - since), waiting.taken() / (now - since)
+                peak, lr = peak_memory(accelerator.device), self.schedule.get_last_lr()[0]
+                bad = watch.first_bad()
+                after.logged(Progress(done, mean, lr, float(norm), rate, waited, peak, bad, watch.what))
+                total, logged, since = torch.zeros_like(total), done, time.perf_counter()
+            paused = time.perf_counter()
             after.update(done)
+            since += time.perf_counter() - paused  # what is saved and validated in between is no training
             if after.stop(done):
                 return done
         return stop_step
@@ -118,6 +147,29 @@ class Loop:
         """Models of Kandinsky 2.2 have no dropout; where one does, its masks are keyed as every other draw is."""
         if self.has_dropout:
             torch.manual_seed(zlib.crc32(f"{self.seed} {step} {micro} {self.geometry.rank}".encode()))
+
+
+class Waiting:
+    """Batches, and how long was waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self._seconds = batches, 0.0
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        batch = next(self._batches)
+        self._seconds += time.perf_counter() - began
+        return batch
+
+    def taken(self) -> float:
+        """Seconds waited since this was asked last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that torch has held at most on a GPU; 0 elsewhere, where nobody counts."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ Batch = dict[str, Tensor]
 def prior_loss(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None) -> Tensor:
     """Mean squared error of the denoised image embedding (unCLIP, Ramesh et al. 2022, section 2.2; x0 prediction).
 
-    ``batch``: image_embeds_BD, text_embeds_BD, hidden_states_BLD, lengths_B, noise_BD, timesteps_B. The same loss as
-    train_text_to_image_prior.py of diffusers for the same noise and timesteps.
+    ``batch``: image_embeds_BD, text_embeds_BD, hidden_states_BLD, lengths_B, noise_BD, timesteps_B, and weights_B
+    where caches are weighted. The same loss as train_text_to_image_prior.py of diffusers for the same noise and
+    timesteps.
     """
     noise, timesteps = batch["noise"], batch["timesteps"]
     target = (batch["image_embeds"].float() - model.clip_mean) / model.clip_std
@@ -26,22 +27,22 @@ def prior_loss(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None
     predicted = run_prior(
         model, noisy, timesteps, batch["text_embeds"].float(), batch["hidden_states"].float(), batch["lengths"]
     )
-    return weighted_mse(predicted, target, timesteps, scheduler, snr_gamma)
+    return weighted_mse(predicted, target, timesteps, scheduler, snr_gamma, batch.get("weights"))
 
 
 def decoder_loss(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None) -> Tensor:
     """Mean squared error of the predicted noise, or of v or x0 where the scheduler's ``prediction_type`` says so.
 
-    ``batch``: latents_BCHW, image_embeds_BD, noise_BCHW, timesteps_B. Only the first C channels of the prediction are
-    trained; the others are the learned variance, as in train_text_to_image_decoder.py of diffusers, whose target is
-    always the noise.
+    ``batch``: latents_BCHW, image_embeds_BD, noise_BCHW, timesteps_B, and weights_B where caches are weighted. Only the
+    first C channels of the prediction are trained; the others are the learned variance, as in
+    train_text_to_image_decoder.py of diffusers, whose target is always the noise.
     """
     latents, noise, timesteps = batch["latents"].float(), batch["noise"], batch["timesteps"]
     noisy = scheduler.add_noise(latents, noise, timesteps)
     condition = {"image_embeds": batch["image_embeds"].float()}
     predicted = model(noisy, timesteps, None, added_cond_kwargs=condition).sample[:, : latents.shape[1]]
     target = TARGETS[scheduler.config.prediction_type](scheduler, latents, noise, timesteps)
-    return weighted_mse(predicted, target, timesteps, scheduler, snr_gamma)
+    return weighted_mse(predicted, target, timesteps, scheduler, snr_gamma, batch.get("weights"))
 
 
 TARGETS = {
@@ -53,13 +54,23 @@ TARGETS = {
 
 
 def weighted_mse(
-    predicted: Tensor, target: Tensor, timesteps: Tensor, scheduler: Any, snr_gamma: float | None
+    predicted: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+    scheduler: Any,
+    snr_gamma: float | None,
+    loss_weights: Tensor | None = None,
 ) -> Tensor:
-    """The mean squared error, weighted by Min-SNR where ``snr_gamma`` is given (Hang et al. 2023, section 3.4)."""
-    if snr_gamma is None:
+    """The mean squared error, weighted by Min-SNR where ``snr_gamma`` is given (Hang et al. 2023, section 3.4).
+
+    ``loss_weights`` (B,) say what each sample counts besides; the mean is over B all the same.
+    """
+    if snr_gamma is None and loss_weights is None:
         return F.mse_loss(predicted.float(), target.float())
     errors = F.mse_loss(predicted.float(), target.float(), reduction="none").flatten(1).mean(1)
-    return (errors * min_snr_weights(timesteps, scheduler, snr_gamma)).mean()
+    if snr_gamma is not None:
+        errors = errors * min_snr_weights(timesteps, scheduler, snr_gamma)
+    return (errors if loss_weights is None else errors * loss_weights).mean()
 
 
 def min_snr_weights(timesteps: Tensor, scheduler: Any, snr_gamma: float) -> Tensor:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kcache.shards import Snapshot, Stream
+from kcache.shards import Stream
 
 from .draws import PROBE
 from .feeder import Feeder
-from .shapes import Positions
+from .samples import Positions, Samples
 from .sources import MicroBatch, Source
 from .stages import Stage
 
@@ -18,20 +18,23 @@ SEED = 0
 """Of its own, so that two runs with different seeds compare too."""
 
 
-def probe_loss(objective: Any, stage: Stage, snapshot: Snapshot, samples: int, batch_size: int, device: Any) -> float:
-    """Mean loss over ``samples`` samples with fixed draws, whatever the batch size; changes nothing.
+def probe_loss(
+    objective: Any, stage: Stage, samples: Samples, positions: Positions, count: int, batch_size: int, device: Any
+) -> float:
+    """Mean loss over ``count`` of the samples at ``positions`` with fixed draws, whatever the batch size.
 
-    Of several views the first stands for each sample, so that a run with mirrored pictures compares with one without.
+    Of several views the first stands for each sample, and no condition is dropped, so that a run with mirrored pictures
+    compares with one without. Changes nothing.
     """
-    source = stage.make_source(snapshot, SEED, draw_views=False)
-    batches = _micro_batches(source, Stream(len(snapshot), SEED).take(0, samples), batch_size)
+    source = stage.make_source(samples, SEED, training=False)
+    some = positions[Stream(len(positions), SEED).take(0, count)]
     total = torch.zeros((), device=device)
     objective.eval()
-    with torch.no_grad(), Feeder(source, batches, batch_size, device) as feeder:
+    with torch.no_grad(), Feeder(source, _micro_batches(source, some, batch_size), batch_size, device) as feeder:
         for batch in feeder:
             total += objective(batch).detach() * len(batch["timesteps"])
     objective.train()
-    return float(total / samples)
+    return float(total / count)
 
 
 def _micro_batches(source: Source, positions: Positions, batch_size: int) -> Iterator[MicroBatch]:

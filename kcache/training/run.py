@@ -1,27 +1,34 @@
 """One training run: its parts put together, and what happens around the loop."""
 
-import json
 import math
-import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kcache.progress import bar, logger
-from kcache.shards import BatchOrder, KcacheError, Snapshot
+from kcache.shards import KcacheError, Snapshot
 
 from . import checkpointing
-from .changes import describe_changes
-from .checkpointing import TrainState
+from .assembly import in_use, make_loop, tensors_of
 from .config import DecoderConfig, PriorConfig
-from .export import save_result
+from .divergence import Divergence
 from .feeder import Feeder
-from .loop import After, Geometry, Loop, Objective, Progress, finish_step_on_signal
+from .loop import After, Progress, finish_step_on_signal
+from .memory import apply_memory_options
+from .metrics import Metrics
+from .mixture import Mixture
 from .probe import probe_loss
+from .results import Results
+from .run_record import cache_record
 from .shapes import report_groups
-from .stages import Stage, checkpoint_name
+from .stages import Stage
+from .start import first_state, make_geometry, make_seed, resumed_state
+from .validating import make_validating
+from .validation_steps import validation_steps
+from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,24 @@ class TrainReport:
 
     output_dir: str
     component: str
+    result: str
     step: int
     max_steps: int
     samples: int
     epochs: float
     first_probe: float | None
     last_probe: float | None
+    best_loss: float | None
+    best_step: int | None
+    ended_early: bool
     checkpoint: str | None
     is_main: bool
     """Whether this is the process that speaks for all."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return self.ended_early or self.step == self.max_steps
 
 
 class TrainingRun:
@@ -49,176 +65,153 @@ class TrainingRun:
         config: PriorConfig | DecoderConfig,
         accelerator: Any,
         stage: Stage,
-        snapshot: Snapshot,
+        weights: Weights,
+        snapshots: list[Snapshot],
         resumed: Path | None,
     ) -> None:
-        self.config, self.accelerator, self.stage, self.snapshot = config, accelerator, stage, snapshot
-        self.geometry = Geometry(
-            config.train_batch_size,
-            config.gradient_accumulation_steps,
-            accelerator.num_processes,
-            accelerator.process_index,
-        )
+        self.config, self.accelerator, self.stage, self.weights = config, accelerator, stage, weights
+        self.output_dir = Path(config.output_dir)
         saved = checkpointing.load_state(resumed) if resumed else None
-        self.state = self._first_state(saved)
+        self.geometry = make_geometry(config, accelerator, saved)
+        seed = make_seed(config, accelerator, saved)
+        self.mixture = Mixture(config, snapshots, seed)
+        self.state = first_state(config, stage, self.mixture, self.geometry, seed)
+        weights.prepare(stage.model, seed)
         if resumed and saved:
-            changes = describe_changes(saved.generations, saved.samples, snapshot)
-            checkpointing.refuse_other(resumed, saved, self.state, changes, config.accept_new_snapshot)
-            checkpointing.load_weights(resumed, stage.subfolder, stage.model)
-            self.state = replace(self.state, step=saved.step, first_probe=saved.first_probe)
-        wanted = config.num_train_epochs * len(snapshot)
-        self.max_steps = config.max_train_steps or -(-wanted // self.geometry.global_batch)
-        self._prepare(resumed)
+            self.state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
+            weights.load(stage.model, resumed)
+        apply_memory_options(stage.model, config)
+        self.source = stage.make_source(self.mixture.samples, seed)
+        self.epoch = self.mixture.epoch(self.source)
+        wanted = math.ceil(config.num_train_epochs * self.epoch / self.geometry.global_batch)
+        self.max_steps = config.max_train_steps or wanted
+        self.order = self.mixture.order(self.source, self.geometry.global_batch, seed)
+        self.loop = make_loop(config, accelerator, stage, self.geometry, self.max_steps, self.state, resumed)
+        self.divergence = Divergence(self.loop, self.order, self.source, self.mixture, self.output_dir)
+        self.results = Results(config, stage, weights)
+        self.metrics = Metrics(config, accelerator, self.output_dir)
 
-    def train(self, output_dir: Path) -> TrainReport:
-        """Run to the end, or to the signal that stops it, and write what there is to write."""
-        config, first = self.config, self.state.step
+    def train(self) -> TrainReport:
+        """Run to the end, or to what stops it before, and write what there is to write."""
+        first = self.state.step
         if first >= self.max_steps:
             raise KcacheError(
                 f"the run has {first:,} updates already and {self.max_steps:,} were asked for;"
                 " ask for more with --max-train-steps or --num-train-epochs"
             )
         self._announce()
-        source = self.stage.make_source(self.snapshot, self.state.seed)
-        if self.accelerator.is_main_process:
-            report_groups(source.groups, self.geometry.global_batch)
+        validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
+        try:
+            self.metrics.start(self._record())
+            return self._train(first, validating)
+        finally:
+            self.metrics.finish()
+
+    def _train(self, first: int, validating: Any) -> TrainReport:
+        config, main = self.config, self.accelerator.is_main_process
         if self.state.first_probe is None:
             self.state = replace(self.state, first_probe=self._probe(first))
-        order = BatchOrder(source.groups, self.geometry.global_batch, self.state.seed)
-        micro_batches = self.geometry.micro_batches(order, first, self.max_steps)
-        device, main = self.accelerator.device, self.accelerator.is_main_process
+        due = validation_steps(config, self.epoch, self.geometry.global_batch, self.max_steps)
+        batches = self.geometry.micro_batches(self.order, first, self.max_steps)
         with (
             bar(self.max_steps, "step", f"train {self.stage.name}", initial=first, shown=main) as progress,
             finish_step_on_signal() as asked_to_stop,
-            Feeder(source, micro_batches, config.train_batch_size, device) as feeder,
+            Feeder(self.source, batches, config.train_batch_size, self.accelerator.device) as feeder,
         ):
+
+            def validate(step: int) -> None:
+                if validating.wanted and due(step):
+                    self.state = validating.run(step, self.state)
 
             def update(step: int) -> None:
                 progress.update(1)
+                validate(step)
                 if step % config.checkpointing_steps == 0 and step < self.max_steps:
                     self._save_checkpoint(step)
 
             def logged(now: Progress) -> None:
-                if not math.isfinite(now.loss):
-                    raise self._diverged(f"the loss is {now.loss}", now.step)
-                self._record(asdict(now))
+                self.divergence.refuse(now)
+                self.metrics.log(now.metrics(), now.step)
                 progress.set_postfix_str(
                     f"loss {now.loss:.4f}, lr {now.learning_rate:.2e}, {now.samples_per_second:,.1f} samples/s",
                     refresh=False,
                 )
 
-            stop = After(update, logged, lambda step: self._agree(step, asked_to_stop()))
-            done = self.loop.run(iter(feeder), first, self.max_steps, stop)
-            finished = done == self.max_steps
+            def stop(step: int) -> bool:
+                return validating.is_over(self.state) or self._agree(step, asked_to_stop())
+
+            if first == 0:
+                validate(0)
+            done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
+            ended_early = validating.is_over(self.state)
+            finished = done == self.max_steps or ended_early
             # Still inside: a signal now must not cut short what saves the run. And before the last probe.
             last_saved = self._save_checkpoint(done)
-            if finished and main:
-                options = asdict(config) | {"seed": self.state.seed}
-                save_result(output_dir, self.model, self.stage, checkpoint_name(config), options)
-        last_probe = self._probe(done) if finished else None
+            last_probe = self._finish(done) if finished else None
         return TrainReport(
-            output_dir=str(output_dir),
+            output_dir=str(self.output_dir),
             component=self.stage.subfolder,
+            result=self.weights.result,
             step=done,
             max_steps=self.max_steps,
-            samples=len(self.snapshot),
-            epochs=done * self.geometry.global_batch / len(self.snapshot),
+            samples=sum(map(len, self.mixture.train)),
+            epochs=float(done * self.geometry.global_batch / self.epoch),
             first_probe=self.state.first_probe,
             last_probe=last_probe,
+            best_loss=self.state.best_loss,
+            best_step=self.state.best_step,
+            ended_early=ended_early,
             checkpoint=str(last_saved) if last_saved else None,
             is_main=main,
         )
+
+    def _finish(self, step: int) -> float | None:
+        """Write the result: the best point where training ends early by it, else the last; returns the last probe."""
+        with in_use(self.loop):
+            last_probe = self._probe(step)
+            losses = {"first_probe": self.state.first_probe, "last_probe": last_probe, "held_out": self.state.best_loss}
+            known = {name: loss for name, loss in losses.items() if loss is not None}
+            if not self.accelerator.is_main_process:
+                return last_probe
+            if self.config.early_stopping is not None and self.state.best_loss is not None:
+                self.results.promote_best(self.state, known)
+            else:
+                self.results.save(self.model, self.state, known)
+        return last_probe
 
     @property
     def model(self) -> Any:
         """The component being trained, without what accelerate wrapped around it."""
         return self.accelerator.unwrap_model(self.loop.objective).model
 
-    def _first_state(self, saved: TrainState | None) -> TrainState:
-        seed = self.config.seed
-        if seed is None:
-            seed = saved.seed if saved else self._shared_seed()
-        return TrainState(
-            stage=self.stage.name,
-            step=0,
-            seed=seed,
-            global_batch=self.geometry.global_batch,
-            snapshot=self.snapshot.digest,
-            columns=list(self.stage.columns),
-            samples=len(self.snapshot),
-            generations=self.snapshot.generations,
-        )
-
-    def _shared_seed(self) -> int:
-        """A seed that nobody chose, the same in every process."""
-        from accelerate.utils import broadcast
-
-        seed = torch.tensor(secrets.randbits(31), device=self.accelerator.device)
-        return int(broadcast(seed).item())
-
-    def _prepare(self, resumed: Path | None) -> None:
-        config = self.config
-        stage_model = self.stage.model
-        optimizer = torch.optim.AdamW(
-            [p for p in stage_model.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-        )
-        objective, optimizer = self.accelerator.prepare(Objective(self.stage, config.snr_gamma).train(), optimizer)
-        if resumed:
-            tensors = checkpointing.load_tensors(resumed)
-            optimizer.load_state_dict(tensors["optimizer"])
-            for group in optimizer.param_groups:  # the state is the checkpoint's; what was asked for is this run's
-                group |= {"lr": config.learning_rate, "initial_lr": config.learning_rate, "eps": config.adam_epsilon}
-                group |= {"betas": (config.adam_beta1, config.adam_beta2), "weight_decay": config.adam_weight_decay}
-            if self.accelerator.scaler is not None and "scaler" in tensors:
-                self.accelerator.scaler.load_state_dict(tensors["scaler"])
-        self.loop = Loop(
-            accelerator=self.accelerator,
-            objective=objective,
-            optimizer=optimizer,
-            schedule=_schedule(config, optimizer, self.max_steps, self.state.step),
-            geometry=self.geometry,
-            max_grad_norm=config.max_grad_norm,
-            logging_steps=config.logging_steps,
-            has_dropout=any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in stage_model.modules()),
-            seed=self.state.seed,
-        )
-
     def _announce(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        if self.snapshot.missing_shards:
-            logger.warning("%d shards are not encoded yet and are left out", self.snapshot.missing_shards)
+        if missing := sum(snapshot.missing_shards for snapshot in self.mixture.samples.snapshots):
+            logger.warning("%d shards are not encoded yet and are left out", missing)
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        first, *mixed = map(len, self.mixture.train)
         logger.info(
-            "training the %s (%.1f M parameters) on %s samples:"
-            " updates %s to %s of %s samples each, %.1f epochs, seed %d",
-            self.stage.name,
-            trainable / 1e6,
-            f"{len(self.snapshot):,}",
+            "training %s (%s parameters) on %s samples%s: updates %s to %s of %s samples each, %.1f epochs, seed %d",
+            f"a LoRA of the {self.stage.name}" if self.config.lora else f"the {self.stage.name}",
+            f"{trainable / 1e6:.1f} M" if trainable >= 1e5 else f"{trainable:,}",
+            f"{first:,}",
+            f" and {', '.join(f'{n:,}' for n in mixed)} mixed in" if mixed else "",
             f"{self.state.step + 1:,}",
             f"{self.max_steps:,}",
             f"{self.geometry.global_batch:,}",
-            self.max_steps * self.geometry.global_batch / len(self.snapshot),
+            self.max_steps * self.geometry.global_batch / self.epoch,
             self.state.seed,
         )
+        report_groups(self.source.groups, self.geometry.global_batch)
 
     def _probe(self, step: int) -> float | None:
-        if not self.config.probe_samples:
+        positions = self.mixture.train[0]
+        if not (count := min(self.config.probe_samples, len(positions))):
             return None
-        samples = min(self.config.probe_samples, len(self.snapshot))
-        loss = probe_loss(
-            self.loop.objective,
-            self.stage,
-            self.snapshot,
-            samples,
-            self.config.train_batch_size,
-            self.accelerator.device,
-        )
-        self._record({"step": step, "probe_loss": loss})
+        batch_size, device = self.config.train_batch_size, self.accelerator.device
+        loss = probe_loss(self.loop.objective, self.stage, self.mixture.samples, positions, count, batch_size, device)
+        self.metrics.log({"probe_loss": loss}, step)
         return loss
 
     def _agree(self, step: int, asked: bool) -> bool:
@@ -230,54 +223,36 @@ class TrainingRun:
         flag = torch.tensor(float(asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _record(self, values: dict[str, Any]) -> None:
-        """Append a line to ``metrics.jsonl``."""
-        if self.accelerator.is_main_process:
-            path = Path(self.config.output_dir, "metrics.jsonl")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as file:
-                file.write(json.dumps(values) + "\n")
-
-    def _diverged(self, what: str, step: int) -> KcacheError:
-        rate = self.loop.schedule.get_last_lr()[0]
-        return KcacheError(
-            f"{what} at update {step:,} (learning rate {rate:.2e}); nothing was saved after the last checkpoint in"
-            f" {self.config.output_dir}: go on from there with a lower --learning-rate"
-        )
-
     def _save_checkpoint(self, step: int) -> Path | None:
-        # Losses are looked at when they are logged, which may be later than this: no checkpoint may hold a NaN.
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            raise self._diverged("a weight is no longer a finite number", step)
+        self.divergence.refuse_nan(self.model, step)
         self.state = replace(self.state, step=step)
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return None
-        tensors = {"optimizer": self.loop.optimizer.state_dict()}
-        if self.accelerator.scaler is not None:
-            tensors["scaler"] = self.accelerator.scaler.state_dict()
-        return checkpointing.save_checkpoint(
-            Path(self.config.output_dir),
-            self.state,
-            self.model,
-            self.stage.subfolder,
-            tensors,
-            self.config.checkpoints_total_limit,
-        )
+        limit, tensors = self.config.checkpoints_total_limit, tensors_of(self.loop, self.config)
+        return checkpointing.save_checkpoint(self.output_dir, self.state, self.model, self.weights, tensors, limit)
 
+    def _keep_best(self, step: int, loss: float) -> None:
+        self.divergence.refuse_loss(loss, step)
+        self.divergence.refuse_nan(self.model, step)
+        if self.accelerator.is_main_process:
+            self.results.save_best(self.model, replace(self.state, step=step), loss)
 
-def _schedule(config: PriorConfig | DecoderConfig, optimizer: Any, max_steps: int, step: int) -> Any:
-    """The learning rate, stepped once per update by the loop and so not prepared by accelerate.
-
-    Prepared, it steps once per process; and the reference multiplies warm-up by accumulation, which doubles as a bug.
-    """
-    from diffusers.optimization import get_scheduler
-
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return get_scheduler(
-        config.lr_scheduler,
-        inner,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=max_steps,
-        last_epoch=step - 1,  # the scheduler takes its first step by itself; -1: begin
-    )
+    def _record(self) -> dict[str, Any]:
+        """What ``run.json`` says of this run beside its options."""
+        snapshots = self.mixture.samples.snapshots
+        shares = [1 - sum(self.mixture.shares, Fraction(0)), *self.mixture.shares]
+        caches = [
+            cache_record(snapshot, share=float(share), trained_on=len(positions))
+            for snapshot, share, positions in zip(snapshots, shares, self.mixture.train, strict=True)
+        ]
+        return {
+            "step": self.state.step,
+            "stage": self.stage.name,
+            "max_steps": self.max_steps,
+            "samples": sum(map(len, self.mixture.train)),
+            "held_out": len(self.mixture.held_out),
+            "global_batch": self.geometry.global_batch,
+            "seed": self.state.seed,
+            "caches": caches,
+        }

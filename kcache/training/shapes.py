@@ -11,7 +11,8 @@ import numpy.typing as npt
 from kcache.progress import logger
 from kcache.shards import ColumnReader, DamageError, KcacheError, Snapshot
 
-Positions = npt.NDArray[np.int64]
+from .samples import Positions, Samples
+
 Rows = npt.NDArray[np.int32]
 """The shape (C, H, W) of every sample's latents, by position (n, 3)."""
 
@@ -43,19 +44,17 @@ class Shapes:
         return self.distinct[int(numbers[0])]
 
 
-def read_shapes(snapshot: Snapshot, names: Sequence[str], *, check_crc: bool) -> Shapes:
+def read_shapes(samples: Samples, names: Sequence[str], *, check_crc: bool) -> Shapes:
     """The shapes of the latents in columns ``names``, which are views of the same pictures.
 
     A column of one shape says so in its record; the others have a field ``shape``. KcacheError where two columns
     differ, DamageError where a shape is not that of the bytes that are stored.
     """
-    latents = snapshot.pinned[names[0]].column.fields[0]
+    latents = samples.snapshots[0].pinned[names[0]].column.fields[0]
     if not latents.is_ragged:
-        return Shapes([latents.shape_of(latents.row_bytes)], np.zeros(len(snapshot), np.intp))
-    first = _read_rows(snapshot, names[0], check_crc)
-    for name in names[1:]:
-        _refuse_different(snapshot, names[0], first, name, _read_rows(snapshot, name, check_crc))
-    distinct, numbers = np.unique(first, axis=0, return_inverse=True)
+        return Shapes([latents.shape_of(latents.row_bytes)], np.zeros(len(samples), np.intp))
+    rows = np.concatenate([_rows_of_views(snapshot, names, check_crc) for snapshot in samples.snapshots])
+    distinct, numbers = np.unique(rows, axis=0, return_inverse=True)
     return Shapes([tuple(shape) for shape in distinct.tolist()], numbers.reshape(-1))
 
 
@@ -78,6 +77,13 @@ def report_groups(groups: Sequence[Positions], global_batch: int) -> None:
             len(groups),
             f"{global_batch:,}",
         )
+
+
+def _rows_of_views(snapshot: Snapshot, names: Sequence[str], check_crc: bool) -> Rows:
+    first = _read_rows(snapshot, names[0], check_crc)
+    for name in names[1:]:
+        _refuse_different(snapshot, names[0], first, name, _read_rows(snapshot, name, check_crc))
+    return first
 
 
 def _read_rows(snapshot: Snapshot, name: str, check_crc: bool) -> Rows:

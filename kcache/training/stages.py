@@ -8,20 +8,23 @@ from typing import Any, Protocol
 import torch
 
 from kcache.checkpoints import Checkpoint
-from kcache.shards import Cache, Column, KcacheError, Snapshot
+from kcache.shards import Cache, Column, KcacheError, UsageError
 
-from .columns import decoder_columns, prior_columns
-from .config import DecoderConfig, PriorConfig
+from .columns import decoder_columns, prior_columns, require_same_columns
+from .config import DecoderConfig, PriorConfig, TrainConfig
+from .decoder_source import DecoderSource
 from .objectives import Batch, decoder_loss, prior_loss
+from .prior_source import PriorSource
+from .samples import Samples
 from .shapes import Shapes, read_shapes
-from .sources import DecoderSource, PriorSource, Source
+from .sources import Reading, Source
 
 
 class MakeSource(Protocol):
-    """Opens the columns of a snapshot, with draws keyed by a seed."""
+    """Opens the columns of the samples, with draws keyed by a seed."""
 
-    def __call__(self, snapshot: Snapshot, seed: int, *, draw_views: bool = True) -> Source:
-        """``draw_views=False``: every sample by the first of the views that training draws among."""
+    def __call__(self, samples: Samples, seed: int, *, training: bool = True) -> Source:
+        """Not for ``training``: every sample by the first of the views that are drawn among, no condition dropped."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,98 @@ class Stage:
     make_source: MakeSource
 
 
-def prior_stage(config: PriorConfig, cache: Cache) -> Stage:
-    """The prior: caption -> image embedding. KcacheError when the cache does not fit the checkpoint."""
+def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
+    """The prior: caption -> image embedding. KcacheError when a cache does not fit the checkpoint."""
     from diffusers import DDPMScheduler, PriorTransformer
 
-    text, images = prior_columns(config, cache)
     checkpoint = _checkpoint(config, config.pretrained_prior_model_name_or_path)
     component = checkpoint.component("prior")
     shape = component.config()
+    columns = [prior_columns(config, cache) for cache in caches]
+    require_same_columns(caches, [[text, *images] for text, images in columns])
+    for cache, (text_column, images) in zip(caches, columns, strict=True):
+        _require_prior_fits(config, cache, checkpoint, shape, text_column, images)
+    model = component.load(PriorTransformer, torch.float32)
+    # They belong to the data, not to what is learned; trainable but unused they would break DDP at its second step.
+    model.clip_mean.requires_grad_(False)
+    model.clip_std.requires_grad_(False)
+    if not bool((model.clip_std > 0).all()):
+        raise KcacheError(
+            f"prior {checkpoint.name_or_path} has a clip_std of zero; it was saved without its statistics"
+        )
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    positions, text, views = shape["num_embeddings"], columns[0][0].name, [image.name for image in columns[0][1]]
+
+    def source(samples: Samples, seed: int, *, training: bool = True) -> Source:
+        return PriorSource(
+            samples,
+            text,
+            views if training else views[:1],
+            _reading(config, scheduler, seed, training),
+            positions,
+            trim=config.trim_captions,
+            all_captions=training and config.captions == "all",
+        )
+
+    return Stage("prior", "prior", (text, *views), model, scheduler, prior_loss, source)
+
+
+def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
+    """The decoder: image embedding -> latents. KcacheError when a cache does not fit the checkpoint."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    checkpoint = _checkpoint(config, config.pretrained_decoder_model_name_or_path)
+    component = checkpoint.component("unet")
+    shape = component.config()
+    columns = [decoder_columns(config, cache) for cache in caches]
+    require_same_columns(caches, [[*latents, *images] for latents, images in columns])
+    for cache, (latents, images) in zip(caches, columns, strict=True):
+        _require_decoder_fits(config, cache, checkpoint, shape, latents, images)
+    scheduler = DDPMScheduler.from_pretrained(str(checkpoint.component("scheduler").folder))
+    model = component.load(UNet2DConditionModel, torch.float32)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    of_pictures, of_clip = columns[0]
+    views = [(picture.name, clip.name) for picture, clip in zip(of_pictures, of_clip, strict=True)]
+
+    @remembered
+    def shapes(samples: Samples) -> Shapes:
+        found = read_shapes(samples, [name for name, _ in views], check_crc=config.check_crc)
+        for one in found.distinct:
+            _require_shape(caches[0], checkpoint, of_pictures[0], one, shape)
+        return found
+
+    def source(samples: Samples, seed: int, *, training: bool = True) -> Source:
+        drawn = views if training else views[:1]
+        return DecoderSource(samples, drawn, shapes(samples), _reading(config, scheduler, seed, training))
+
+    names = tuple(column.name for column in (*of_pictures, *of_clip))
+    return Stage("decoder", "unet", names, model, scheduler, decoder_loss, source)
+
+
+def _reading(config: TrainConfig, scheduler: Any, seed: int, training: bool) -> Reading:
+    weights = (1.0, *loss_weights(config)) if training and any(w != 1 for w in config.loss_weight) else None
+    dropout = config.conditioning_dropout if training else 0.0
+    return Reading(seed, scheduler.config.num_train_timesteps, dropout, weights, config.check_crc)
+
+
+def loss_weights(config: TrainConfig) -> tuple[float, ...]:
+    """What a sample of each mixed cache counts in the loss. UsageError where there is not one for each."""
+    if len(config.loss_weight) not in (0, len(config.mix)):
+        raise UsageError(
+            f"{len(config.loss_weight)} --loss-weight for {len(config.mix)} --mix; give one for each, in their order"
+        )
+    return config.loss_weight or (1.0,) * len(config.mix)
+
+
+def _require_prior_fits(
+    config: PriorConfig,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    shape: dict[str, Any],
+    text: Column,
+    images: Sequence[Column],
+) -> None:
     _require(cache, checkpoint, text, "hidden_states", "embedding_dim", shape["embedding_dim"])
     # Dimensions that a configuration leaves out are the embedding's own (PriorTransformer.__init__).
     _require(cache, checkpoint, text, "text_embeds", "embedding_proj_dim", _or(shape, "embedding_proj_dim"))
@@ -58,33 +145,16 @@ def prior_stage(config: PriorConfig, cache: Cache) -> Stage:
     if not config.ignore_encoder_mismatch:
         _require_encoder(cache, checkpoint, text, "text_encoder")
         _require_encoder(cache, checkpoint, images[0], "image_encoder")  # the other views are by the same
-    model = component.load(PriorTransformer, torch.float32)
-    # They belong to the data, not to what is learned; trainable but unused they would break DDP at its second step.
-    model.clip_mean.requires_grad_(False)
-    model.clip_std.requires_grad_(False)
-    if not bool((model.clip_std > 0).all()):
-        raise KcacheError(
-            f"prior {checkpoint.name_or_path} has a clip_std of zero; it was saved without its statistics"
-        )
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
-    steps, positions = scheduler.config.num_train_timesteps, shape["num_embeddings"]
-    trim, check_crc, views = config.trim_captions, config.check_crc, [image.name for image in images]
-
-    def source(snapshot: Snapshot, seed: int, *, draw_views: bool = True) -> Source:
-        drawn = views if draw_views else views[:1]
-        return PriorSource(snapshot, text.name, drawn, seed, steps, positions, trim=trim, check_crc=check_crc)
-
-    return Stage("prior", "prior", (text.name, *views), model, scheduler, prior_loss, source)
 
 
-def decoder_stage(config: DecoderConfig, cache: Cache) -> Stage:
-    """The decoder: image embedding -> latents. KcacheError when the cache does not fit the checkpoint."""
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-
-    latents, images = decoder_columns(config, cache)
-    checkpoint = _checkpoint(config, config.pretrained_decoder_model_name_or_path)
-    component = checkpoint.component("unet")
-    shape = component.config()
+def _require_decoder_fits(
+    config: DecoderConfig,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    shape: dict[str, Any],
+    latents: Sequence[Column],
+    images: Sequence[Column],
+) -> None:
     for column in latents:
         if not config.buckets:  # their shapes are in the rows, and are looked at when those are known
             _require_shape(cache, checkpoint, column, column.fields[0].shape, shape)
@@ -92,31 +162,11 @@ def decoder_stage(config: DecoderConfig, cache: Cache) -> Stage:
         _require(cache, checkpoint, column, "image_embeds", "encoder_hid_dim", shape["encoder_hid_dim"])
     if not config.ignore_encoder_mismatch:
         _require_encoder(cache, checkpoint, latents[0], "movq")  # the other views are by the same
-    scheduler = DDPMScheduler.from_pretrained(str(checkpoint.component("scheduler").folder))
-    model = component.load(UNet2DConditionModel, torch.float32)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    steps, check_crc = scheduler.config.num_train_timesteps, config.check_crc
-    views = [(of_picture.name, of_clip.name) for of_picture, of_clip in zip(latents, images, strict=True)]
-
-    @remembered
-    def shapes(snapshot: Snapshot) -> Shapes:
-        found = read_shapes(snapshot, [name for name, _ in views], check_crc=check_crc)
-        for one in found.distinct:
-            _require_shape(cache, checkpoint, latents[0], one, shape)
-        return found
-
-    def source(snapshot: Snapshot, seed: int, *, draw_views: bool = True) -> Source:
-        drawn = views if draw_views else views[:1]
-        return DecoderSource(snapshot, drawn, shapes(snapshot), seed, steps, check_crc=check_crc)
-
-    columns = tuple(column.name for column in (*latents, *images))
-    return Stage("decoder", "unet", columns, model, scheduler, decoder_loss, source)
 
 
-def make_stage(config: PriorConfig | DecoderConfig, cache: Cache) -> Stage:
-    """The stage that a configuration belongs to."""
-    return prior_stage(config, cache) if isinstance(config, PriorConfig) else decoder_stage(config, cache)
+def make_stage(config: PriorConfig | DecoderConfig, *caches: Cache) -> Stage:
+    """The stage that a configuration belongs to, for one or several caches."""
+    return prior_stage(config, caches) if isinstance(config, PriorConfig) else decoder_stage(config, caches)
 
 
 def checkpoint_name(config: PriorConfig | DecoderConfig) -> str:

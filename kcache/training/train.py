@@ -10,13 +10,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from kcache.devices import default_device
+from kcache.lora_file import LORA_FILE
 from kcache.progress import logger
-from kcache.shards import Cache, KcacheError, Snapshot, UsageError, layout
+from kcache.shards import KcacheError, UsageError, layout
 
 from . import checkpointing
 from .config import DecoderConfig, PriorConfig
+from .mixture import open_caches, open_snapshots
 from .run import TrainingRun, TrainReport
 from .stages import make_stage
+from .trackers import log_with
+from .weights import make_weights
 
 
 def train(config: PriorConfig | DecoderConfig) -> TrainReport:
@@ -25,24 +29,16 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
     KcacheError, before anything is written, when cache, checkpoint and options do not fit together.
     """
     output_dir = Path(config.output_dir)
-    cache = Cache(config.cache)
+    caches = open_caches(config)
     accelerator = _make_accelerator(config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     with _alone_in(output_dir, accelerator):
-        return _train(config, accelerator, cache, output_dir)
-
-
-def _train(config: PriorConfig | DecoderConfig, accelerator: Any, cache: Cache, output_dir: Path) -> TrainReport:
-    resumed = _find_resumed(config, output_dir)
-    stage = make_stage(config, cache)
-    snapshot = Snapshot(cache, stage.columns, partial=config.partial)
-    if len(snapshot) == 0:
-        raise KcacheError(
-            f"{cache.root} has no sample with {' and '.join(stage.columns)}; 'kcache info {cache.root}' says why"
-        )
-    run = TrainingRun(config, accelerator, stage, snapshot, resumed)
-    return run.train(output_dir)
+        resumed = _find_resumed(config, output_dir)
+        stage = make_stage(config, *caches)
+        weights = make_weights(config, stage.subfolder)
+        snapshots = open_snapshots(caches, stage.columns, partial=config.partial)
+        return TrainingRun(config, accelerator, stage, weights, snapshots, resumed).train()
 
 
 @contextmanager
@@ -79,6 +75,7 @@ def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
+        log_with=log_with(config.report_to) or None,
         cpu=default_device().type == "cpu",  # without it accelerate sees one process where torchrun started several
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -97,8 +94,8 @@ def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path
         found = checkpointing.find_checkpoint(output_dir, config.resume_from_checkpoint)
         if found is not None:
             return found
-    old = [p.name for p in (*checkpointing.checkpoints(output_dir), output_dir / "prior", output_dir / "unet")]
-    old = [name for name in old if (output_dir / name).exists()]
+    results = (output_dir / name for name in ("prior", "unet", LORA_FILE))
+    old = [path.name for path in (*checkpointing.checkpoints(output_dir), *results) if path.exists()]
     if old and config.resume_from_checkpoint:
         raise KcacheError(
             f"{output_dir} holds a result ({old[0]}) and no checkpoint to go on from; start from it in another folder"

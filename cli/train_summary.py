@@ -1,0 +1,39 @@
+"""What `kcache train` says when it is done: what was trained, how well, and what comes next."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from kcache.training.run import TrainReport
+
+
+def print_report(report: "TrainReport") -> int:
+    """What a run did and what comes next; returns the exit code."""
+    if not report.is_main:
+        return 0 if report.finished else 130
+    if not report.finished:
+        click.echo(
+            f"Stopped after update {report.step:,} of {report.max_steps:,}; all of it is in {report.checkpoint}.\n"
+            "Go on with the same command and --resume-from-checkpoint latest"
+        )
+        return 130
+    early = f" of {report.max_steps:,}, as no validation was better" if report.ended_early else ""
+    click.echo(
+        f"Trained for {report.step:,} updates{early} ({report.epochs:,.1f} epochs of {report.samples:,} samples)."
+    )
+    if report.first_probe is not None and report.last_probe is not None:
+        click.echo(f"Loss on fixed draws: {report.first_probe:.4f} before, {report.last_probe:.4f} after.")
+    if report.best_loss is not None:
+        click.echo(
+            f"Held-out loss: {report.best_loss:.4f} at best, after update {report.best_step:,}; these weights are in"
+            f" {report.output_dir}/best."
+        )
+    stage = {"prior": "prior", "unet": "decoder"}[report.component]
+    other = {"prior": "--decoder my-decoder", "decoder": "--prior my-prior"}[stage]
+    click.echo(
+        f"The result is in {report.output_dir}/{report.result}; {report.output_dir}/README.md shows how diffusers"
+        f' loads it.\nNext: kcache generate "a prompt" --{stage} {report.output_dir} {other} -o grid.png'
+        f"\n      kcache report {report.output_dir} -o report.html"
+    )
+    return 0

@@ -1,0 +1,140 @@
+"""Which samples of a cache a run trains on, and which it holds out: a pure function of the cache, options and seed."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcache.progress import logger
+from kcache.shards import KcacheError, Snapshot, UsageError, permutation
+from kcache.where import Where
+
+from .config import TrainConfig
+from .samples import Positions
+
+FIELDS = ("id", "text", "captions", "width", "height", "sha256")
+"""What ``--where`` can look at: what the samples column of a cache holds."""
+
+_SUBSET = -1
+"""The epoch whose order picks the rows of ``--max-train-samples``; training begins at epoch 0."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Positions in a snapshot, those to train on ascending, those held out by the hash of their id."""
+
+    train: Positions
+    held_out: Positions
+
+
+def choose(config: TrainConfig, snapshot: Snapshot, seed: int) -> Chosen:
+    """The samples of the first cache. KcacheError where an option leaves none to train on."""
+    keep = np.ones(len(snapshot), np.bool_)
+    if config.where is not None:
+        keep &= _where(config.where, snapshot)
+    if config.sample_ids is not None:
+        keep &= _listed(config.sample_ids, snapshot)
+    chosen = _hold_out(config.validation_split, snapshot, np.flatnonzero(keep))
+    if config.max_train_samples is not None and config.max_train_samples < len(chosen.train):
+        some = permutation(seed, _SUBSET, len(chosen.train))[: config.max_train_samples]
+        chosen = Chosen(np.sort(chosen.train[some]), chosen.held_out)
+    if not len(chosen.train):
+        raise KcacheError(
+            f"{config.cache} has {len(snapshot):,} samples and none is left to train on; loosen --where, --sample-ids"
+            " or --validation-split"
+        )
+    if config.validation_split and not len(chosen.held_out):
+        raise KcacheError(
+            f"--validation-split {config.validation_split:g} holds out none of {len(chosen.train):,} samples; choose a"
+            " larger share"
+        )
+    return chosen
+
+
+def choose_mixed(config: TrainConfig, snapshot: Snapshot) -> Chosen:
+    """The samples of a further cache: all of them, but for those whose ids are held out."""
+    chosen = _hold_out(config.validation_split, snapshot, np.arange(len(snapshot)))
+    if not len(chosen.train):
+        raise KcacheError(f"{snapshot.cache.root} has no sample to mix in; see 'kcache info {snapshot.cache.root}'")
+    return chosen
+
+
+def selection_record(config: TrainConfig) -> dict[str, Any]:
+    """The options that choose samples, as JSON values: what resume compares."""
+    listed = Path(config.sample_ids).read_bytes() if config.sample_ids is not None else None
+    return {
+        "where": config.where,
+        "sample_ids": hashlib.sha256(listed).hexdigest() if listed is not None else None,
+        "max_train_samples": config.max_train_samples,
+        "validation_split": config.validation_split,
+        "captions": getattr(config, "captions", "one"),
+        "shares": [share for _, share in config.mix],
+    }
+
+
+def id_hash(name: str) -> int:
+    """64 bits of the sha256 of an id: what tells whether it is held out, and what keys its fixed draws."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+def planned_ids(snapshot: Snapshot, positions: Positions) -> list[str]:
+    """The ids under which samples were added: unlike the present ones they never change."""
+    ids: dict[int, list[str]] = {}
+    names = []
+    for shard, row in snapshot.rows[positions].tolist():
+        if shard not in ids:
+            ids[shard] = snapshot.cache.planned_ids(shard)
+        names.append(ids[shard][row])
+    return names
+
+
+def _hold_out(share: float, snapshot: Snapshot, positions: Positions) -> Chosen:
+    """Hold out the samples whose hash lies below ``share``: a larger share holds out the same ones and more."""
+    if not share:
+        return Chosen(positions, np.zeros(0, np.int64))
+    hashes = np.array([id_hash(name) for name in planned_ids(snapshot, positions)], np.uint64)
+    held = hashes < np.uint64(int(share * 2**64))
+    return Chosen(positions[~held], positions[held][np.argsort(hashes[held])])
+
+
+def _where(expression: str, snapshot: Snapshot) -> Any:
+    """Whether ``--where`` holds, for each position (shape ``(n,)``)."""
+    where = Where(expression)
+    where.check(FIELDS, str(snapshot.cache.root))
+    kept = [where.keeps(row, f"sample '{row['id']}'") for row in _rows(snapshot)]
+    logger.info("--where keeps %s of %s samples", f"{sum(kept):,}", f"{len(kept):,}")
+    return np.array(kept, np.bool_)
+
+
+def _listed(file: str, snapshot: Snapshot) -> Any:
+    """Whether an id stands in a file, for each position (shape ``(n,)``)."""
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--sample-ids {file} cannot be read ({error}); give a text file with one id in a line"
+        ) from None
+    wanted = {line for line in lines if line}
+    names = [str(row["id"]) for row in _rows(snapshot)]
+    if lacking := sorted(wanted.difference(names)):
+        logger.warning(
+            "%s of the %s ids in %s have no features in %s, such as '%s'; they are left out",
+            f"{len(lacking):,}",
+            f"{len(wanted):,}",
+            file,
+            snapshot.cache.root,
+            lacking[0],
+        )
+    return np.array([name in wanted for name in names], np.bool_)
+
+
+def _rows(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+    """What the samples column says of each position, its captions also as one text of as many lines."""
+    shard_now, rows = -1, []
+    for shard, row in snapshot.rows.tolist():
+        if shard != shard_now:
+            shard_now, rows = shard, snapshot.cache.samples(shard)
+        yield {**rows[row], "text": "\n".join(rows[row]["captions"])}

@@ -1,0 +1,56 @@
+"""A moving average of the trained weights, kept by diffusers as the reference keeps it (`--use-ema`)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from kcache.shards import KcacheError
+
+
+class Ema:
+    """The average of some parameters over the updates, newer ones counting more.
+
+    After update n the average keeps (n / (n + 9)) of itself, and never more than ``decay``; the first update replaces
+    it. It lies where the parameters lie, and costs as much memory as they do.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        from diffusers.training_utils import EMAModel
+
+        self._parameters, self._decay = list(parameters), decay
+        self._average: Any = EMAModel(self._parameters, decay=decay, foreach=True)
+
+    def step(self) -> None:
+        """Take in the weights after an update. Nothing is read from the device."""
+        self._average.step(self._parameters)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it the parameters are the average; afterwards to the bit what they were. Not to be nested."""
+        self._average.store(self._parameters)
+        self._average.copy_to(self._parameters)
+        try:
+            yield
+        finally:
+            self._average.restore(self._parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages, in the order of the parameters, and how many updates they have seen."""
+        return {"updates": self._average.optimization_step, "averages": list(self._average.shadow_params)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, with this run's decay. KcacheError where it is of other parameters."""
+        saved, have = [[tuple(p.shape) for p in ps] for ps in (state["averages"], self._parameters)]
+        if saved != have:
+            raise KcacheError(
+                f"the checkpoint's average is of {len(saved):,} parameters and this run trains {len(have):,}, or their"
+                " shapes differ; give the options that say what is trained as they were"
+            )
+        loaded = {"optimization_step": state["updates"], "shadow_params": state["averages"]}
+        self._average.load_state_dict(loaded | {"decay": self._decay})
+        self._average.shadow_params = [
+            average.to(parameter.device, parameter.dtype)
+            for average, parameter in zip(self._average.shadow_params, self._parameters, strict=True)
+        ]
