@@ -36,4 +36,5 @@ def export(**options: Any) -> None:
     report = export_result(make_config(ExportConfig, options))
     click.echo(f"Wrote {report.to} ({size(report.nbytes)}); its README.md shows how diffusers loads it.")
     if report.pipeline in (None, "KandinskyV22Pipeline", "KandinskyV22PriorPipeline"):
-        click.echo(f'Next: kcache generate "a prompt" --{report.stage} {report.to} -o grid.png')
+        other = {"prior": "--decoder my-decoder", "decoder": "--prior my-prior"}[report.stage]
+        click.echo(f'Next: kcache generate "a prompt" --{report.stage} {report.to} {other} -o grid.png')

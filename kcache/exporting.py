@@ -54,6 +54,7 @@ def export(config: ExportConfig) -> ExportReport:
         else:
             loaded_by = _write_pipeline(config, kind, out, folder)
         base = Checkpoint(str(out)).base().name_or_path
+        (folder / "training.json").write_text(json.dumps(_record(config, out, base), indent=1) + "\n", "utf-8")
         card = export_card(to.resolve(), kind, base, loaded_by, scale=_scale(config, out), into=config.into)
         (folder / "README.md").write_text(card, "utf-8")
         nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -80,6 +81,11 @@ def _refuse_senseless(config: ExportConfig, kind: Kind, out: Path) -> None:
         )
     if config.into and (config.fuse or kind.stage != "decoder"):
         raise UsageError("--into goes with --pipeline and a decoder; a prior serves every pipeline as it is")
+    if config.into and "trained_from" not in training_record(out):
+        raise UsageError(
+            f"{out} is an exported pipeline, which does not say what it was trained from and so what it has learned;"
+            " give --into with the OUT of the run itself"
+        )
 
 
 def _refuse_existing(to: Path) -> None:
@@ -96,13 +102,18 @@ def _scale(config: ExportConfig, out: Path) -> float | None:
     return 1.0 if config.lora_scale is None else config.lora_scale
 
 
+def _record(config: ExportConfig, out: Path, base: str) -> dict[str, Any]:
+    """What ``training.json`` says of an export: how it was trained, and from what where it does not hold all of it."""
+    record = {key: value for key, value in training_record(out).items() if key != "trained_from"}
+    if config.fuse:
+        record["trained_from"] = base
+    return record | {"exported": {"from": str(out.resolve()), "lora_scale": _scale(config, out), "into": config.into}}
+
+
 def _write_fused(config: ExportConfig, kind: Kind, out: Path, folder: Path) -> None:
-    """The component with the LoRA in it, and a record that makes the folder one that may be begun from."""
+    """The component with the LoRA in it."""
     model = load_component(out, kind, torch_dtype(config.dtype), config.lora_scale)
     model.save_pretrained(str(folder / kind.subfolder), safe_serialization=True)
-    merged = {"lora": str(out.resolve()), "scale": _scale(config, out)}
-    record = training_record(out) | {"trained_from": Checkpoint(str(out)).base().name_or_path, "merged": merged}
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def _write_pipeline(config: ExportConfig, kind: Kind, out: Path, folder: Path) -> str:

@@ -20,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from lora_support import make_lora_out
+from PIL import Image
 from pipelines import SIDE, make_pipelines, picture, run_decoder, run_prior
 
 from kcache.lora_file import LORA_FILE
@@ -185,7 +186,7 @@ def test_a_fused_lora_is_what_diffusers_makes_of_the_lora_at_that_scale(
     out, to = results / f"{stage}-{kind}", tmp_path / "to"
     said = done(export(out, to, "--fuse", *([f"--lora-scale={scale}"] if scale != 1 else []))).stdout
     assert said.startswith(f"Wrote {to} (")
-    assert f'Next: kcache generate "a prompt" --{stage} {to} -o grid.png' in said
+    assert f'Next: kcache generate "a prompt" --{stage} {to} --' in said
     assert {path.name for path in to.iterdir()} == {part, "training.json", "README.md"}
     assert {path.name for path in (to / part).iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     fused = model.from_pretrained(to, subfolder=part)
@@ -194,7 +195,8 @@ def test_a_fused_lora_is_what_diffusers_makes_of_the_lora_at_that_scale(
     }
     made = RUN[stage](plain(results, stage, **{part: fused}))
     torch.testing.assert_close(made, RUN[stage](with_lora(plain(results, stage), stage, out, scale)), **CLOSE)
-    assert json.loads((to / "training.json").read_bytes())["merged"] == {"lora": str(out), "scale": scale}
+    record = json.loads((to / "training.json").read_bytes())
+    assert record["exported"] == {"from": str(out), "lora_scale": scale, "into": None}
 
 
 def test_a_fused_lora_may_be_trained_on_and_generated_with(results: Path, tmp_path: Path) -> None:
@@ -236,6 +238,7 @@ def test_an_exported_pipeline_loads_whole_and_makes_what_the_result_makes(
     torch.testing.assert_close(RUN[stage](exported), RUN[stage](wanted), **CLOSE)
     assert {path.name for path in (tmp_path / "to").iterdir()} == {
         "README.md",
+        "training.json",
         *(path.name for path in (results / stage).iterdir()),
     }
     assert not [path for path in tree(tmp_path / "to") if path.endswith((".bin", ".pt", ".pkl", ".ckpt"))]
@@ -415,6 +418,17 @@ def test_generate_takes_a_lora_as_it_takes_what_it_is_merged_into(results: Path,
     assert half not in (made, before)
     done(export(out, tmp_path / "to", "--fuse", "--lora-scale=0.5"))
     assert generate(results, png, f"--{stage}", tmp_path / "to") == half
+
+
+def test_an_exported_decoder_knows_its_resolution_and_not_what_it_was_trained_from(
+    results: Path, tmp_path: Path
+) -> None:
+    done(export(results / "decoder-lora", tmp_path / "to", "--pipeline"))
+    done(kcache("generate", "a fox", *quick(results), "--decoder", tmp_path / "to", "-o", tmp_path / "a.png"))
+    said = refused(export(tmp_path / "to", "--pipeline", "--into", results / "inpaint"), code=2)
+    assert said.startswith(f"{tmp_path / 'to'} is an exported pipeline, which does not say what it was trained from")
+    with Image.open(tmp_path / "a.png") as made:
+        assert made.size == (SIDE, SIDE)
 
 
 def test_a_lora_of_a_trained_model_is_put_on_that_and_not_on_what_came_before(results: Path, tmp_path: Path) -> None:
