@@ -1,82 +1,31 @@
-"""The result of a run: the trained component in the hub's layout, and a README with the lines that use it."""
+"""The result of a run: the trained component in the hub's layout, the record of the run, and a model card."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import DECODER, PRIOR, Checkpoint
+from kcache.checkpoints import Checkpoint
 from kcache.shards import durable
 
+from .card import write_card
 from .checkpointing import whole_folder
+from .run_record import SECRETS
 from .stages import Stage
 
 
 def save_result(output_dir: Path, model: Any, stage: Stage, trained_from: str, options: dict[str, Any]) -> None:
     """Write ``prior/`` or ``unet/``, ``training.json`` and ``README.md``, each whole or not at all."""
+    with whole_folder(output_dir / stage.subfolder) as folder:
+        model.save_pretrained(str(folder), safe_serialization=True)
+    save_record(output_dir, stage, trained_from, options)
+
+
+def save_record(output_dir: Path, stage: Stage, trained_from: str, options: dict[str, Any]) -> None:
+    """Write ``training.json`` and ``README.md`` for a result that lies in ``output_dir``, a component or a LoRA."""
     trained_from = Checkpoint(trained_from).base().name_or_path
     if Path(trained_from).is_dir():
         trained_from = str(Path(trained_from).resolve())  # so that the result works from any folder
-    with whole_folder(output_dir / stage.subfolder) as folder:
-        model.save_pretrained(str(folder), safe_serialization=True)
-    record = {"stage": stage.name, "trained_from": trained_from, "options": options}
+    told = {name: value for name, value in options.items() if name not in SECRETS}
+    record = {"stage": stage.name, "trained_from": trained_from, "options": told}
     durable.replace(output_dir / "training.json", (json.dumps(record, indent=1) + "\n").encode())
-    durable.replace(output_dir / "README.md", readme(output_dir, stage.name, trained_from, options).encode())
-
-
-def readme(output_dir: Path, stage: str, trained_from: str, options: dict[str, Any]) -> str:
-    """The model card: what this is, and the code that loads it in stock diffusers."""
-    steps = options["max_train_steps"]
-    trained = f"{steps:,} updates" if steps else f"{options['num_train_epochs']} epochs"
-    return f"""---
-library_name: diffusers
-base_model: {trained_from}
-tags: [kandinsky-2-2, text-to-image, kcache]
----
-
-# A Kandinsky 2.2 {stage}, trained with kcache
-
-Trained from `{trained_from}` for {trained}; all options are in `training.json`.
-
-```python
-{usage(str(output_dir.resolve()), stage, trained_from, options.get("resolution") or 512)}
-```
-"""
-
-
-def usage(output_dir: str, stage: str, trained_from: str, side: int) -> str:
-    """The Python lines that make a picture with what was trained, for a checkpoint in a folder or on the hub."""
-    lines = _USAGE[stage].format(output_dir=output_dir, trained_from=trained_from, prior=PRIOR, decoder=DECODER)
-    return lines.replace("SIDE", str(side))
-
-
-_PIPELINES = """
-image_embeds, negative_image_embeds = prior("a red fox").to_tuple()
-images = decoder(image_embeds=image_embeds, negative_image_embeds=negative_image_embeds, height=SIDE, width=SIDE).images
-images[0].save("fox.png")"""
-
-_USAGE = {
-    "prior": """from diffusers import KandinskyV22Pipeline, KandinskyV22PriorPipeline, PriorTransformer
-
-trained = PriorTransformer.from_pretrained("{output_dir}", subfolder="prior")
-prior = KandinskyV22PriorPipeline.from_pretrained("{trained_from}", prior=trained)
-decoder = KandinskyV22Pipeline.from_pretrained("{decoder}")  # or the folder of your decoder
-"""
-    + _PIPELINES
-    + """
-
-# The same in one pipeline, for a decoder on the hub (its card names the prior that it belongs to):
-#   from diffusers import AutoPipelineForText2Image
-#   AutoPipelineForText2Image.from_pretrained("{decoder}", prior_prior=trained)("a red fox").images[0]""",
-    "decoder": """from diffusers import KandinskyV22Pipeline, KandinskyV22PriorPipeline, UNet2DConditionModel
-
-trained = UNet2DConditionModel.from_pretrained("{output_dir}", subfolder="unet")
-prior = KandinskyV22PriorPipeline.from_pretrained("{prior}")  # or the folder of your prior
-decoder = KandinskyV22Pipeline.from_pretrained("{trained_from}", unet=trained)
-"""
-    + _PIPELINES
-    + """
-
-# The same in one pipeline, for a decoder on the hub:
-#   from diffusers import AutoPipelineForText2Image
-#   AutoPipelineForText2Image.from_pretrained("{trained_from}", unet=trained)("a red fox").images[0]""",
-}
+    write_card(output_dir)
