@@ -1,4 +1,4 @@
-"""``make browser``: the script that sees to Chromium for the tests, on machines that have it, get it, or are told how."""
+"""``make browser``: the script that sees to Chromium, on machines that have it, are given it, or are told how."""
 
 import shutil
 import subprocess
