@@ -30,9 +30,9 @@ def test_the_metadata_is_what_the_hub_sorts_by(tmp_path: Path, lora: bool, relat
 
 
 def test_the_card_says_from_what_and_how_it_was_trained(tmp_path: Path) -> None:
-    text = card(write_run(tmp_path / "out", snr_gamma=5.0, learning_rate=3e-5)).text
+    text = card(write_run(tmp_path / "out", snr_gamma=5.0, learning_rate=3e-5, lr_scheduler="cosine")).text
     assert f"3,388 captioned pictures (snapshot `{SNAPSHOT[:12]}`)" in text
-    for row in ("| updates | 200 of 64 samples each |", "| learning rate | 3e-05, constant, 500 of warm-up |"):
+    for row in ("| updates | 200 of 64 samples each |", "| learning rate | 3e-05, cosine, 500 updates of warm-up |"):
         assert row in text
     assert "| Min-SNR gamma | 5 |" in text
     assert "| seed | 7 |" in text

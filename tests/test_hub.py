@@ -74,7 +74,7 @@ def test_a_login_is_used_where_no_token_is_given(hub: Hub, out: Path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"hub_token": None}, "run 'hf auth login', or set HF_TOKEN"),
+        ({"hub_token": None}, r"it knows no such login\); run 'hf auth login', or set HF_TOKEN"),
         ({"hub_token": "hf_wrong"}, "run 'hf auth login', or set HF_TOKEN"),
         ({"hub_model_id": "others/fox"}, "give a token that may write there .* or another --hub-model-id"),
     ],
@@ -88,7 +88,9 @@ def test_who_may_not_write_is_told_before_training(hub: Hub, out: Path, options:
 
 def test_a_repository_that_may_only_be_read_is_refused_before_training(hub: Hub, out: Path) -> None:
     hub.read_only = True
-    with pytest.raises(KcacheError, match=r"the hub does not take my-prior .*a token that may write"):
+    with pytest.raises(
+        KcacheError, match=r"the hub does not take my-prior \(this login may not write there\); give a token"
+    ):
         prepare(config(out))
 
 

@@ -38,10 +38,10 @@ def write_card(output_dir: Path, repo_id: str | None = None) -> None:
 
 def model_card(run: Run, repo_id: str | None) -> str:
     """The card's text: metadata for the hub, then what people read."""
-    base, lora = run.training["trained_from"], bool(run.options.get("lora"))
+    base, lora = run.training["trained_from"], bool(run.training["options"].get("lora"))
     kind = f"{'LoRA for the ' if lora else ''}{run.stage}"
     shown = public_name(base) if repo_id else base
-    side = int(run.options.get("resolution") or 512)
+    side = int(run.training["options"].get("resolution") or 512)
     parts = [
         f"---\n{_metadata(base, lora)}\n---",
         f"# {repo_id.split('/')[-1] if repo_id else f'A Kandinsky 2.2 {kind}, trained with kcache'}",
@@ -96,13 +96,12 @@ def _picture(run: Run) -> str:
 
 def _training(run: Run) -> Iterator[tuple[str, str]]:
     """The options that matter most to whoever reads of the result."""
-    chosen = run.options
+    chosen = run.training["options"]
     batch = run.record.get("global_batch") or chosen["train_batch_size"] * chosen["gradient_accumulation_steps"]
     yield "updates", f"{run.step:,} of {batch:,} samples each"
-    yield (
-        "learning rate",
-        f"{chosen['learning_rate']:g}, {chosen['lr_scheduler']}, {chosen['lr_warmup_steps']:,} of warm-up",
-    )
+    schedule = chosen["lr_scheduler"]
+    warm = f", {chosen['lr_warmup_steps']:,} updates of warm-up" if schedule not in _WITHOUT_WARM_UP else ""
+    yield "learning rate", f"{chosen['learning_rate']:g}, {schedule}{warm}"
     yield "optimizer", " ".join([chosen.get("optimizer", "adamw"), *chosen.get("optimizer_args", ())])
     yield "mixed precision", chosen.get("mixed_precision") or "no"
     if run.stage == "decoder":
@@ -117,6 +116,8 @@ def _training(run: Run) -> Iterator[tuple[str, str]]:
         yield "moving average", f"decay {chosen['ema_decay']:g}; it is the result"
     yield "seed", str(chosen["seed"])
 
+
+_WITHOUT_WARM_UP = ("constant", "piecewise_constant")
 
 _IF_SET = {
     "adam_weight_decay": "weight decay",

@@ -102,10 +102,19 @@ def _upload_command(repo_id: str, output_dir: Path, files: list[Path]) -> str:
     return shlex.join(words)
 
 
+_REFUSALS = {401: "it knows no such login", 403: "this login may not write there", 404: "it has no such place"}
+
+
 def _cause(error: BaseException) -> str:
-    """The first line of what the hub's library says; what is below is for its developers."""
+    """Why, in few words: the first line of what the hub's library says; what is below is for its developers."""
     text = str(error).strip() or type(error).__name__
-    return text.split("\n")[0].rstrip(".: ")
+    return _REFUSALS.get(_status(error)) or text.split("\n")[0].rstrip(".: ")
+
+
+def _status(error: BaseException) -> int:
+    """The status of the hub's answer; 0 where there was none."""
+    response = getattr(error, "response", None)
+    return 0 if response is None else int(response.status_code)
 
 
 def _causes(error: BaseException) -> str:
@@ -117,11 +126,9 @@ def _causes(error: BaseException) -> str:
 def _remedy(error: Exception) -> str:
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    response = getattr(error, "response", None)
-    status = response.status_code if response is not None else None
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+    if isinstance(error, LocalTokenNotFoundError) or _status(error) == 401:
         return "run 'hf auth login', or set HF_TOKEN, with a token that may write"
-    if status in (403, 404):
+    if _status(error) in (403, 404):
         return "give a token that may write there (--hub-token, or 'hf auth login'), or another --hub-model-id"
     if isinstance(error, OfflineModeIsEnabled):
         return "unset HF_HUB_OFFLINE, or leave --push-to-hub out and run 'hf upload' later"
