@@ -25,7 +25,7 @@ class TrainCommand(SectionedCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does it; UsageError where an option belongs to encoding, before anything else is missed."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        if not given.get("help") and any(name in given for name in OF_ENCODING):
+        if any(name in given for name in OF_ENCODING) and not set(args).intersection(ctx.help_option_names):
             raise click.UsageError(_where_it_went(given, with_resolution=self.name == "decoder"), ctx)
         return super().parse_args(ctx, args)
 
