@@ -44,7 +44,7 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
     """The prior: caption -> image embedding. KcacheError when a cache does not fit the checkpoint."""
     from diffusers import DDPMScheduler, PriorTransformer
 
-    checkpoint = _checkpoint(config, config.pretrained_prior_model_name_or_path)
+    checkpoint = start_of(config)
     columns = [prior_columns(config, cache) for cache in caches]
     require_same_columns(caches, [[text, *images] for text, images in columns])
     component = checkpoint.component("prior")  # downloaded if need be, so after what the caches alone can tell
@@ -80,7 +80,7 @@ def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
     """The decoder: image embedding -> latents. KcacheError when a cache does not fit the checkpoint."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    checkpoint = _checkpoint(config, config.pretrained_decoder_model_name_or_path)
+    checkpoint = start_of(config)
     columns = [decoder_columns(config, cache) for cache in caches]
     require_same_columns(caches, [[*latents, *images] for latents, images in columns])
     component = checkpoint.component("unet")  # downloaded if need be, so after what the caches alone can tell
@@ -160,14 +160,10 @@ def make_stage(config: PriorConfig | DecoderConfig, *caches: Cache) -> Stage:
     return prior_stage(config, caches) if isinstance(config, PriorConfig) else decoder_stage(config, caches)
 
 
-def checkpoint_name(config: PriorConfig | DecoderConfig) -> str:
-    """The checkpoint that training begins from."""
-    if isinstance(config, PriorConfig):
-        return config.pretrained_prior_model_name_or_path
-    return config.pretrained_decoder_model_name_or_path
-
-
-def _checkpoint(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:
+def start_of(config: TrainConfig) -> Checkpoint:
+    """The checkpoint that training begins from, which ``--revision`` and ``--variant`` are about."""
+    is_prior = isinstance(config, PriorConfig)
+    name = config.pretrained_prior_model_name_or_path if is_prior else config.pretrained_decoder_model_name_or_path
     return Checkpoint(name, config.revision, config.variant, config.cache_dir)
 
 

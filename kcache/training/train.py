@@ -73,8 +73,10 @@ def _alone_in(output_dir: Path, accelerator: Any) -> Iterator[None]:
 
 def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
     from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
 
     accelerator = Accelerator(
+        project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
         log_with=log_with(config.report_to) or None,

@@ -23,6 +23,7 @@ from .painter import STEPS, Painter
 from .prompts import prompt_features, sampled_prompts
 from .sampling import GUIDANCE_SCALE, sampling_scheduler
 from .sampling import STEPS as PRIOR_STEPS
+from .stages import start_of
 
 FOLDER = "validation"
 """Where in OUT the pictures and the encoded prompts are."""
@@ -124,7 +125,7 @@ def _prior_artist(
     null_image: Tensor,
     held_out: HeldOutPictures | None,
 ) -> Artist:
-    prompts, prior = config.validation_prompts, _trained_from(config, config.pretrained_prior_model_name_or_path)
+    prompts, prior = config.validation_prompts, start_of(config)
     features, scheduler = prompt_features(prior, prompts, folder, device), sampling_scheduler(prior)
     decoder = _beside(config, config.pretrained_decoder_model_name_or_path)
     painter = Painter(decoder, device, len(null_image), frozen_unet=True)
@@ -139,7 +140,7 @@ def _decoder_artist(
     held_out: HeldOutPictures | None,
 ) -> Artist:
     prompts, prior = config.validation_prompts, _beside(config, config.pretrained_prior_model_name_or_path)
-    decoder = _trained_from(config, config.pretrained_decoder_model_name_or_path)
+    decoder = start_of(config)
     painter = Painter(decoder, device, len(null_image), frozen_unet=False)
     sampled = sampled_prompts(prior, prompts, _images(config), folder, device) if prompts else None
     if sampled is not None and sampled.shape[1] != len(null_image):
@@ -153,10 +154,6 @@ def _decoder_artist(
 def _images(config: PriorConfig | DecoderConfig) -> int:
     """Pictures of each prompt: as many as the reference makes where nobody said."""
     return config.num_validation_images or (4 if config.lora else 1)
-
-
-def _trained_from(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:
-    return Checkpoint(name, config.revision, config.variant, config.cache_dir)
 
 
 def _beside(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:
