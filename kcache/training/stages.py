@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from kcache.checkpoints import Checkpoint
-from kcache.shards import Cache, Column, KcacheError, UsageError
+from kcache.shards import Cache, Column, KcacheError
 
 from .columns import decoder_columns, prior_columns, require_same_columns
 from .config import DecoderConfig, PriorConfig, TrainConfig
@@ -45,10 +45,10 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
     from diffusers import DDPMScheduler, PriorTransformer
 
     checkpoint = start_of(config)
-    component = checkpoint.component("prior")
-    shape = component.config()
     columns = [prior_columns(config, cache) for cache in caches]
     require_same_columns(caches, [[text, *images] for text, images in columns])
+    component = checkpoint.component("prior")  # downloaded if need be, so after what the caches alone can tell
+    shape = component.config()
     for cache, (text_column, images) in zip(caches, columns, strict=True):
         _require_prior_fits(config, cache, checkpoint, shape, text_column, images)
     model = component.load(PriorTransformer, torch.float32)
@@ -81,10 +81,10 @@ def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     checkpoint = start_of(config)
-    component = checkpoint.component("unet")
-    shape = component.config()
     columns = [decoder_columns(config, cache) for cache in caches]
     require_same_columns(caches, [[*latents, *images] for latents, images in columns])
+    component = checkpoint.component("unet")  # downloaded if need be, so after what the caches alone can tell
+    shape = component.config()
     for cache, (latents, images) in zip(caches, columns, strict=True):
         _require_decoder_fits(config, cache, checkpoint, shape, latents, images)
     scheduler = DDPMScheduler.from_pretrained(str(checkpoint.component("scheduler").folder))
@@ -110,18 +110,9 @@ def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
 
 
 def _reading(config: TrainConfig, scheduler: Any, seed: int, training: bool) -> Reading:
-    weights = (1.0, *loss_weights(config)) if training and any(w != 1 for w in config.loss_weight) else None
+    weights = (1.0, *config.loss_weight) if training and any(w != 1 for w in config.loss_weight) else None
     dropout = config.conditioning_dropout if training else 0.0
     return Reading(seed, scheduler.config.num_train_timesteps, dropout, weights, config.check_crc)
-
-
-def loss_weights(config: TrainConfig) -> tuple[float, ...]:
-    """What a sample of each mixed cache counts in the loss. UsageError where there is not one for each."""
-    if len(config.loss_weight) not in (0, len(config.mix)):
-        raise UsageError(
-            f"{len(config.loss_weight)} --loss-weight for {len(config.mix)} --mix; give one for each, in their order"
-        )
-    return config.loss_weight or (1.0,) * len(config.mix)
 
 
 def _require_prior_fits(

@@ -15,6 +15,7 @@ from kcache.progress import logger
 from kcache.shards import KcacheError, UsageError, layout
 
 from . import checkpointing
+from .checks import check_config
 from .config import DecoderConfig, PriorConfig
 from .mixture import open_caches, open_snapshots
 from .run import TrainingRun, TrainReport
@@ -28,6 +29,7 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
 
     KcacheError, before anything is written, when cache, checkpoint and options do not fit together.
     """
+    check_config(config)
     output_dir = Path(config.output_dir)
     caches = open_caches(config)
     accelerator = _make_accelerator(config)
@@ -75,6 +77,7 @@ def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
 
     folder = Path(config.output_dir)
     accelerator = Accelerator(
+        project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
         log_with=log_with(config.report_to) or None,  # none with an empty list is warned of
