@@ -77,7 +77,6 @@ def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
 
     folder = Path(config.output_dir)
     accelerator = Accelerator(
-        project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
         log_with=log_with(config.report_to) or None,  # none with an empty list is warned of
