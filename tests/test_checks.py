@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from commands import done, kcache, refused
 from reference_options import known_options
 
@@ -111,14 +110,6 @@ def test_what_contradicts_or_cannot_be_read_is_refused(config: PriorConfig | Dec
     with pytest.raises(UsageError) as error:
         check_config(config)
     assert str(error.value).startswith(said)
-
-
-def test_16_bit_floats_of_gpus_are_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kcache.training.checks.default_device", lambda: torch.device("cpu"))
-    with pytest.raises(UsageError, match="--mixed-precision fp16 needs a GPU, and this machine has none; give bf16 or"):
-        check_config(prior(mixed_precision="fp16"))
-    monkeypatch.setattr("kcache.training.checks.default_device", lambda: torch.device("cuda"))
-    check_config(prior(mixed_precision="fp16"))
 
 
 def test_a_token_and_a_tracker_that_would_store_it_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
