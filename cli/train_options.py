@@ -197,6 +197,11 @@ _OPTIONS = [
     ),
     validation("--validation-prompt", metavar="TEXT", help="One prompt more, as the LoRA scripts spell it."),
     validation("--num-validation-images", type=positive, help="Pictures of each prompt.  [default: 1; 4 with --lora]"),
+    validation(
+        "--validation-guidance-scale",
+        type=click.FloatRange(min=0),
+        help="Of prior and decoder; 1 for models that were trained without dropped conditions.  [default: 4]",
+    ),
     validation("--validation-epochs", type=positive, help="Validate every N epochs.  [default: 5; 1 with --lora]"),
     validation("--validation-steps", type=positive, help="Validate every N updates, in place of epochs."),
     validation(

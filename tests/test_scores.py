@@ -20,7 +20,7 @@ def test_embeddings_that_are_right_have_every_score(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scores, "ROWS", 3)
     true = directions(0, 40, 80, 120, 160, 200, 240)
     perfect = retrieval(true * 7, true)  # their lengths say nothing
-    assert perfect.as_metrics() == pytest.approx({"cosine": 1, "R@1": 1, "R@5": 1})
+    assert (perfect.cosine, perfect.recall_at_1, perfect.recall_at_5) == pytest.approx((1, 1, 1))
 
 
 def test_the_rank_of_its_own_picture_counts() -> None:

@@ -75,11 +75,12 @@ def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
+    folder = Path(config.output_dir)
     accelerator = Accelerator(
-        project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with=log_with(config.report_to) or None,
+        log_with=log_with(config.report_to) or None,  # none with an empty list is warned of
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.logging_dir)),
         cpu=default_device().type == "cpu",  # without it accelerate sees one process where torchrun started several
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
