@@ -38,6 +38,10 @@ def decoder(**options: Any) -> DecoderConfig:
         ({"early_stopping": 3, "validation_prompts": ("a fox",)}, "--early-stopping 3 has no effect without"),
         ({"validation_epochs": 2}, "--validation-epochs 2 has no effect without --validation-split or --validation-"),
         ({"validation_steps": 2}, "--validation-steps 2 has no effect without --validation-split or --validation-prom"),
+        (
+            {"validation_guidance_scale": 1.0},
+            "--validation-guidance-scale 1.0 has no effect without --validation-split or",
+        ),
         ({"num_validation_images": 3}, "--num-validation-images 3 has no effect without --validation-prompts"),
         ({"logging_dir": "told"}, "--logging-dir told has no effect without --report-to"),
         ({"tracker_project_name": "foxes"}, "--tracker-project-name foxes has no effect without --report-to"),

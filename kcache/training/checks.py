@@ -18,7 +18,10 @@ _NEED = (
     (("ema_decay",), ("use_ema",)),
     (("loss_weight",), ("mix",)),
     (("validation_samples", "early_stopping"), ("validation_split",)),
-    (("validation_epochs", "validation_steps"), ("validation_split", "validation_prompts")),
+    (
+        ("validation_epochs", "validation_steps", "validation_guidance_scale"),
+        ("validation_split", "validation_prompts"),
+    ),
     (("num_validation_images",), ("validation_prompts",)),
     (("tracker_project_name", "logging_dir"), ("report_to",)),
     (("hub_model_id", "hub_token", "hub_private_repo"), ("push_to_hub",)),
