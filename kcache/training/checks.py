@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from kcache.devices import default_device
 from kcache.shards import UsageError
 
 from .chosen import check_selection
@@ -19,7 +18,10 @@ _NEED = (
     (("ema_decay",), ("use_ema",)),
     (("loss_weight",), ("mix",)),
     (("validation_samples", "early_stopping"), ("validation_split",)),
-    (("validation_epochs", "validation_steps"), ("validation_split", "validation_prompts")),
+    (
+        ("validation_epochs", "validation_steps", "validation_guidance_scale"),
+        ("validation_split", "validation_prompts"),
+    ),
     (("num_validation_images",), ("validation_prompts",)),
     (("tracker_project_name", "logging_dir"), ("report_to",)),
     (("hub_model_id", "hub_token", "hub_private_repo"), ("push_to_hub",)),
@@ -66,11 +68,6 @@ def _refuse_contradictions(config: PriorConfig | DecoderConfig) -> None:
         raise UsageError("a picture is cut to its bucket or at random; give --buckets or --random-crops, not both")
 
 
-def _refuse_other_precision(config: TrainConfig) -> None:
-    if config.mixed_precision == "fp16" and default_device().type == "cpu":
-        raise UsageError("--mixed-precision fp16 needs a GPU, and this machine has none; give bf16 or no")
-
-
 def _check_optimizer(config: TrainConfig) -> None:
     optimizer_arguments(config)
 
@@ -82,7 +79,6 @@ def _check_trackers(config: TrainConfig) -> None:
 _CHECKS: Sequence[Check] = (
     _refuse_what_has_no_effect,
     _refuse_contradictions,
-    _refuse_other_precision,
     check_schedule,
     check_memory_options,
     check_selection,
