@@ -74,6 +74,13 @@ def free_memory(device: "torch.device") -> None:
         torch.mps.empty_cache()
 
 
+def inference_dtype(device: "torch.device") -> "torch.dtype":
+    """What frozen models compute in where nobody said: fp16 on CUDA, fp32 elsewhere."""
+    import torch
+
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 def torch_dtype(name: str) -> "torch.dtype":
     """``fp32``, ``fp16`` or ``bf16`` as torch names it."""
     import torch

@@ -1,12 +1,12 @@
 """Text to picture with what was trained, through the stock pipelines of diffusers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kcache.checkpoints import DECODER, PRIOR, training_record
-from kcache.devices import find_device, torch_dtype
+from kcache.devices import find_device, inference_dtype, torch_dtype
+from kcache.grids import grid
 from kcache.progress import bar, hush_libraries
 from kcache.results import KINDS, load_pipeline
 from kcache.shards.errors import KcacheError
@@ -54,7 +54,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     _refuse_output(Path(config.output))
     hush_libraries()
     device = find_device(config.device)
-    dtype = torch_dtype(config.dtype or ("fp16" if device.type == "cuda" else "fp32"))
+    dtype = torch_dtype(config.dtype) if config.dtype else inference_dtype(device)
     side = config.resolution or _trained_resolution(config.decoder) or 512
     prior = load_pipeline(config.prior, KINDS["prior"], dtype, config.prior_lora_scale)
     decoder = load_pipeline(config.decoder, KINDS["decoder"], dtype, config.decoder_lora_scale)
@@ -67,10 +67,10 @@ def generate(config: GenerateConfig) -> GenerateReport:
             for number in range(config.num_images_per_prompt):
                 pictures.append(_picture(config, prior, decoder, prompt, config.seed + number, side))
                 progress.update(1)
-    grid = _grid(pictures, columns=config.num_images_per_prompt if config.num_images_per_prompt > 1 else 4)
+    sheet = grid(pictures, columns=config.num_images_per_prompt if config.num_images_per_prompt > 1 else 4)
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-    grid.save(config.output)
-    return GenerateReport(config.output, len(pictures), *grid.size)
+    sheet.save(config.output)
+    return GenerateReport(config.output, len(pictures), *sheet.size)
 
 
 def _refuse_output(path: Path) -> None:
@@ -103,18 +103,6 @@ def _picture(config: GenerateConfig, prior: Any, decoder: Any, prompt: str, seed
         guidance_scale=config.guidance_scale,
         generator=generator,
     ).images[0]
-
-
-def _grid(pictures: Sequence[Any], columns: int) -> Any:
-    from PIL import Image
-
-    columns = min(columns, len(pictures))
-    width, height = pictures[0].size
-    rows, gap = -(-len(pictures) // columns), 4
-    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for i, picture in enumerate(pictures):
-        grid.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
-    return grid
 
 
 def _trained_resolution(decoder: str) -> int | None:

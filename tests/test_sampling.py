@@ -16,6 +16,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from kcache.checkpoints import Checkpoint
+from kcache.progress import hush_libraries
 from kcache.shards import Cache, KcacheError
 from kcache.shards.reader import read_null
 from kcache.text_features import encode_captions, load_tokenizer
@@ -45,6 +46,7 @@ def pipeline(tiny_prior: Path) -> Any:
         image_processor=CLIPImageProcessorPil.from_pretrained(tiny_prior / "image_processor"),
     )
     pipeline.set_progress_bar_config(disable=True)
+    hush_libraries()
     return pipeline
 
 
@@ -64,7 +66,11 @@ def seeded(seed: int) -> torch.Generator:
 def sampled(pipeline: Any, model: Any, captions: list[str], noise: Tensor, generator: Any, **options: Any) -> Tensor:
     """By kcache, with the scheduler of the pipeline and the empty caption for null."""
     scheduler = UnCLIPScheduler.from_config(pipeline.scheduler.config)
-    text, null = features(pipeline, captions), features(pipeline, [""])
+    text, null = (
+        features(pipeline, captions),
+        features(pipeline, [""] * len(captions)),
+    )  # in batches like the pipeline's
+    null = TextFeatures(null.text_embeds[:1], null.hidden_states[:1], null.lengths[:1])
     return sample_image_embeds(model, scheduler, text, null, noise_BD=noise, generator=generator, **options)
 
 

@@ -77,6 +77,13 @@ def test_a_run_that_is_all_warm_up_comes_to_its_end_and_says_so(
     assert f"all of the 12 updates are warm-up, and the rate never comes to --learning-rate {RATE}" in caplog.text
 
 
+def test_a_first_update_that_fp16_skips_is_no_reason_to_warn() -> None:
+    config, model = options(lr_scheduler="linear"), make_model()
+    optimizer = make_optimizer(config, model.parameters(), torch.device("cpu"))
+    schedule = make_schedule(config, optimizer, UPDATES, 0)
+    schedule.step()  # in the tests a warning is an error
+
+
 @pytest.mark.parametrize(("warm_up", "says"), [(0, False), (500, False), (7, True)])
 def test_a_warm_up_that_a_schedule_does_not_have_is_said_where_it_was_asked_for(
     warm_up: int, says: bool, caplog: pytest.LogCaptureFixture

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kcache.training import scores
-from kcache.training.scores import Scores, retrieval
+from kcache.training.scores import retrieval
 
 
 def directions(*degrees: float) -> Tensor:
@@ -20,7 +20,7 @@ def test_embeddings_that_are_right_have_every_score(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scores, "ROWS", 3)
     true = directions(0, 40, 80, 120, 160, 200, 240)
     perfect = retrieval(true * 7, true)  # their lengths say nothing
-    assert perfect.as_metrics() == pytest.approx({"cosine": 1, "R@1": 1, "R@5": 1})
+    assert (perfect.cosine, perfect.recall_at_1, perfect.recall_at_5) == pytest.approx((1, 1, 1))
 
 
 def test_the_rank_of_its_own_picture_counts() -> None:
@@ -62,7 +62,3 @@ def test_there_must_be_as_many_sampled_as_true_ones() -> None:
     for sampled, true in ((torch.zeros(0, 2), torch.zeros(0, 2)), (torch.zeros(3, 2), torch.zeros(2, 2))):
         with pytest.raises(ValueError, match="true embeddings"):
             retrieval(sampled, true)
-
-
-def test_scores_are_named_as_the_field_names_them() -> None:
-    assert Scores(0.5, 0.25, 1.0).as_metrics() == {"cosine": 0.5, "R@1": 0.25, "R@5": 1.0}

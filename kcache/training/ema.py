@@ -19,7 +19,7 @@ class Ema:
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         from diffusers.training_utils import EMAModel
 
-        self._parameters, self._decay = list(parameters), decay
+        self._parameters = list(parameters)
         self._average: Any = EMAModel(self._parameters, decay=decay, foreach=True)
 
     def step(self) -> None:
@@ -48,8 +48,7 @@ class Ema:
                 f"the checkpoint's average is of {len(saved):,} parameters and this run trains {len(have):,}, or their"
                 " shapes differ; give the options that say what is trained as they were"
             )
-        loaded = {"optimization_step": state["updates"], "shadow_params": state["averages"]}
-        self._average.load_state_dict(loaded | {"decay": self._decay})
+        self._average.load_state_dict({"optimization_step": state["updates"], "shadow_params": state["averages"]})
         self._average.shadow_params = [
             average.to(parameter.device, parameter.dtype)
             for average, parameter in zip(self._average.shadow_params, self._parameters, strict=True)

@@ -20,8 +20,8 @@ from .loop import After, Progress, finish_step_on_signal
 from .memory import apply_memory_options
 from .metrics import Metrics
 from .mixture import Mixture
+from .outcome import Outcome
 from .probe import probe_loss
-from .results import Results
 from .run_record import cache_record
 from .shapes import report_groups
 from .stages import Stage
@@ -88,7 +88,7 @@ class TrainingRun:
         self.order = self.mixture.order(self.source, self.geometry.global_batch, seed)
         self.loop = make_loop(config, accelerator, stage, self.geometry, self.max_steps, self.state, resumed)
         self.divergence = Divergence(self.loop, self.order, self.source, self.mixture, self.output_dir)
-        self.results = Results(config, stage, weights)
+        self.outcome = Outcome(config, stage, weights)
         self.metrics = Metrics(config, accelerator, self.output_dir)
 
     def train(self) -> TrainReport:
@@ -100,6 +100,8 @@ class TrainingRun:
                 " ask for more with --max-train-steps or --num-train-epochs"
             )
         self._announce()
+        if self.accelerator.is_main_process:
+            self.outcome.prepare_upload()
         validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
         try:
             self.metrics.start(self._record())
@@ -169,14 +171,13 @@ class TrainingRun:
         """Write the result: the best point where training ends early by it, else the last; returns the last probe."""
         with in_use(self.loop):
             last_probe = self._probe(step)
-            losses = {"first_probe": self.state.first_probe, "last_probe": last_probe, "held_out": self.state.best_loss}
-            known = {name: loss for name, loss in losses.items() if loss is not None}
             if not self.accelerator.is_main_process:
                 return last_probe
             if self.config.early_stopping is not None and self.state.best_loss is not None:
-                self.results.promote_best(self.state, known)
+                self.outcome.promote_best(self.state)
             else:
-                self.results.save(self.model, self.state, known)
+                self.outcome.save(self.model, self.state)
+            self.outcome.upload()
         return last_probe
 
     @property
@@ -236,7 +237,7 @@ class TrainingRun:
         self.divergence.refuse_loss(loss, step)
         self.divergence.refuse_nan(self.model, step)
         if self.accelerator.is_main_process:
-            self.results.save_best(self.model, replace(self.state, step=step), loss)
+            self.outcome.save_best(self.model, replace(self.state, step=step))
 
     def _record(self) -> dict[str, Any]:
         """What ``run.json`` says of this run beside its options."""

@@ -61,6 +61,10 @@ class TextFeatures:
             self.text_embeds.to(device, dtype), self.hidden_states.to(device, dtype), self.lengths.to(device)
         )
 
+    def rows(self, start: int, stop: int | None) -> "TextFeatures":
+        """Some of the captions, as a slice."""
+        return TextFeatures(*(one[start:stop] for one in self._tensors))
+
     def repeated(self, times: int) -> "TextFeatures":
         """Every caption ``times`` times, one after the other."""
         return TextFeatures(*(one.repeat_interleave(times, 0) for one in self._tensors))
@@ -90,6 +94,19 @@ def sampling_scheduler(prior: Checkpoint) -> Any:
         return UnCLIPScheduler.from_config(prior.component("scheduler").config("scheduler_config.json"))
     logger.info("%s has no scheduler: sampling with that of kandinsky-2-2-prior", prior.name_or_path)
     return UnCLIPScheduler(**HUB_SCHEDULER)
+
+
+def seeded(prompts: int, images: int) -> list[torch.Generator]:
+    """A generator for each picture: seeds 0, 1, ... for each prompt, whatever the other prompts and at any update."""
+    return [torch.Generator().manual_seed(number) for _ in range(prompts) for number in range(images)]
+
+
+def after_sampling(seed: int, width: int) -> torch.Generator:
+    """The generator of a seed after one embedding of ``width`` numbers was sampled, for the decoder to go on with."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(STEPS):  # the noise that it begins from, and that of every step but the last
+        torch.randn((1, width), generator=generator)
+    return generator
 
 
 def first_noise(model: Any, generators: Sequence[torch.Generator]) -> Tensor:

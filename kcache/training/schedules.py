@@ -1,6 +1,7 @@
 """The learning rate of every update: the schedules of diffusers by name, and which options each of them has."""
 
 import re
+import warnings
 from typing import Any
 
 from kcache.progress import logger
@@ -62,6 +63,8 @@ def make_schedule(config: TrainConfig, optimizer: Any, max_steps: int, step: int
     optimizer = getattr(optimizer, "optimizer", optimizer)  # without what accelerate wrapped around it
     for group in optimizer.param_groups:
         group |= {"lr": config.learning_rate, "initial_lr": config.learning_rate}
+    # Torch warns where the first update was skipped, which in fp16 is how the scaler finds its scale.
+    warnings.filterwarnings("ignore", r"(?s)(Detected call of|Seems like) .*lr_scheduler", UserWarning)
     last = step - 1  # the schedule takes its first step by itself; -1: begin
     if name == "cosine":  # get_scheduler does not hand on its number of waves
         return get_cosine_schedule_with_warmup(optimizer, warm_up, max_steps, cycles or 0.5, last)

@@ -18,10 +18,6 @@ class Scores:
     recall_at_1: float
     recall_at_5: float
 
-    def as_metrics(self) -> dict[str, float]:
-        """By the names that they are logged under."""
-        return {"cosine": self.cosine, "R@1": self.recall_at_1, "R@5": self.recall_at_5}
-
 
 def retrieval(sampled_ND: Tensor, true_ND: Tensor) -> Scores:
     """Scores of N sampled embeddings, row by row against the true embeddings of the same pictures.

@@ -15,6 +15,7 @@ from kcache.progress import logger
 from kcache.shards import KcacheError, UsageError, layout
 
 from . import checkpointing
+from .checks import check_config
 from .config import DecoderConfig, PriorConfig
 from .mixture import open_caches, open_snapshots
 from .run import TrainingRun, TrainReport
@@ -28,6 +29,7 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
 
     KcacheError, before anything is written, when cache, checkpoint and options do not fit together.
     """
+    check_config(config)
     output_dir = Path(config.output_dir)
     caches = open_caches(config)
     accelerator = _make_accelerator(config)
@@ -71,11 +73,14 @@ def _alone_in(output_dir: Path, accelerator: Any) -> Iterator[None]:
 
 def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
     from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
 
+    folder = Path(config.output_dir)
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with=log_with(config.report_to) or None,
+        log_with=log_with(config.report_to) or None,  # none with an empty list is warned of
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.logging_dir)),
         cpu=default_device().type == "cpu",  # without it accelerate sees one process where torchrun started several
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
