@@ -25,9 +25,9 @@ from kcache.shards.records import digest, load_lines, load_record, sealed
 FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(FEW, max_examples=20_000, phases=[Phase.generate])
 HOSTILE: list[Any] = [
-    -1, 0, 1, 2**31, 2**32, 2**63, 2**64, 10**40, 1e308, float("nan"), float("inf"), True, None, "", "..", "/", "x" * 5000,
-    "../../x", "text/000000-aaaaaaaa.tar", "image.2/000000-00000000.idx", "\0", "é", [], {}, [None], [[[]]], {"": {}}, [{}],
-    ["a"] * 500,
+    -1, 0, 1, 2**31, 2**32, 2**63, 2**64, 10**40, 1e308, float("nan"), float("inf"), True, None, "", "..", "/",
+    "x" * 5000, "../../x", "text/000000-aaaaaaaa.tar", "image.2/000000-00000000.idx", "\0", "é", [], {},
+    [None], [[[]]], {"": {}}, [{}], ["a"] * 500,
 ]  # fmt: skip
 
 
