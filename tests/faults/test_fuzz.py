@@ -123,9 +123,10 @@ def check_records(whole: Cache, draw: st.DataObject) -> None:
         path.write_bytes(sealed(body.encode(), **plan_of(path)))
     else:
         if path.parent.name == "columns" and isinstance(value, dict):
-            value["fingerprint"] = digest({k: value[k] for k in ("fields", "encoder", "preprocessing", "encode_dtype")})
+            parts = ("fields", "encoder", "preprocessing", "encode_dtype")
+            value["fingerprint"] = digest({part: value[part] for part in parts})
         path.write_bytes(as_record(value))
-    if path.parent.name == "samples":
+    if path.suffix == ".jsonl" and path.parent.name == "samples":
         commit = cache.commit_path("samples", int(path.name[:6]), cache.commits("samples")[int(path.name[:6])])
         with_record(commit, **digests(path.read_bytes()))
     exercise(cache.root)
