@@ -24,8 +24,9 @@ from torch import Tensor
 from kcache.shards import Cache, DamageError, KcacheError, Snapshot
 from kcache.training.checkpointing import checkpoints
 from kcache.training.config import DecoderConfig, PriorConfig
-from kcache.training.loop import Objective, finish_step_on_signal
+from kcache.training.loop import Objective
 from kcache.training.objectives import Batch
+from kcache.training.stopping import finish_step_on_signal
 from kcache.training.train import TrainReport, train
 
 Config = PriorConfig | DecoderConfig

@@ -1,12 +1,12 @@
 """One training run: its parts put together, and what happens around the loop."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kcache.progress import bar, logger
 from kcache.shards import KcacheError, Snapshot
@@ -16,7 +16,7 @@ from .assembly import in_use, make_loop, tensors_of
 from .config import DecoderConfig, PriorConfig
 from .divergence import Divergence
 from .feeder import Feeder
-from .loop import After, Progress, finish_step_on_signal
+from .loop import After, Progress
 from .memory import apply_memory_options
 from .metrics import Metrics
 from .mixture import Mixture
@@ -24,8 +24,10 @@ from .probe import probe_loss
 from .results import Results
 from .run_record import cache_record
 from .shapes import report_groups
+from .sharding import whole_state_dict
 from .stages import Stage
 from .start import first_state, make_geometry, make_seed, resumed_state
+from .stopping import ECHO, StopTogether, finish_step_on_signal
 from .validating import make_validating
 from .validation_steps import validation_steps
 from .weights import Weights
@@ -115,7 +117,7 @@ class TrainingRun:
         batches = self.geometry.micro_batches(self.order, first, self.max_steps)
         with (
             bar(self.max_steps, "step", f"train {self.stage.name}", initial=first, shown=main) as progress,
-            finish_step_on_signal() as asked_to_stop,
+            finish_step_on_signal(ECHO if self.accelerator.num_processes > 1 else 0.0) as asked_to_stop,
             Feeder(self.source, batches, config.train_batch_size, self.accelerator.device) as feeder,
         ):
 
@@ -138,10 +140,11 @@ class TrainingRun:
                 )
 
             def stop(step: int) -> bool:
-                return validating.is_over(self.state) or self._agree(step, asked_to_stop())
+                return validating.is_over(self.state) or all_stop(step)
 
             if first == 0:
                 validate(0)
+            all_stop = StopTogether(self.accelerator, asked_to_stop, first)
             done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
             ended_early = validating.is_over(self.state)
             finished = done == self.max_steps or ended_early
@@ -171,12 +174,12 @@ class TrainingRun:
             last_probe = self._probe(step)
             losses = {"first_probe": self.state.first_probe, "last_probe": last_probe, "held_out": self.state.best_loss}
             known = {name: loss for name, loss in losses.items() if loss is not None}
-            if not self.accelerator.is_main_process:
-                return last_probe
-            if self.config.early_stopping is not None and self.state.best_loss is not None:
-                self.results.promote_best(self.state, known)
-            else:
-                self.results.save(self.model, self.state, known)
+            self.divergence.refuse_nan(self.model, step)  # an average may overflow where no weight does
+            with self._main_saves() as main:
+                if main and self.config.early_stopping is not None and self.state.best_loss is not None:
+                    self.results.promote_best(self.state, known)
+                elif main:
+                    self.results.save(self.model, self.state, known)
         return last_probe
 
     @property
@@ -214,29 +217,31 @@ class TrainingRun:
         self.metrics.log({"probe_loss": loss}, step)
         return loss
 
-    def _agree(self, step: int, asked: bool) -> bool:
-        """Whether any process was asked to stop: all must stop after the same update, so they ask when they log."""
-        if self.accelerator.num_processes == 1:
-            return asked
-        if step % self.config.logging_steps:
-            return False
-        flag = torch.tensor(float(asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
-
     def _save_checkpoint(self, step: int) -> Path | None:
         self.divergence.refuse_nan(self.model, step)
         self.state = replace(self.state, step=step)
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return None
         limit, tensors = self.config.checkpoints_total_limit, tensors_of(self.loop, self.config)
-        return checkpointing.save_checkpoint(self.output_dir, self.state, self.model, self.weights, tensors, limit)
+        with self._main_saves() as main:
+            if main:
+                return checkpointing.save_checkpoint(
+                    self.output_dir, self.state, self.model, self.weights, tensors, limit
+                )
+        return None
 
     def _keep_best(self, step: int, loss: float) -> None:
         self.divergence.refuse_loss(loss, step)
         self.divergence.refuse_nan(self.model, step)
-        if self.accelerator.is_main_process:
-            self.results.save_best(self.model, replace(self.state, step=step), loss)
+        with self._main_saves() as main:
+            if main:
+                self.results.save_best(self.model, replace(self.state, step=step), loss)
+
+    @contextmanager
+    def _main_saves(self) -> Iterator[bool]:
+        """Within it the main process, which is told so, finds whole weights in the model, and the others wait."""
+        main: bool = self.accelerator.is_main_process
+        with whole_state_dict(self.model, keep=main):
+            yield main
+        self.accelerator.wait_for_everyone()
 
     def _record(self) -> dict[str, Any]:
         """What ``run.json`` says of this run beside its options."""

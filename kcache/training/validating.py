@@ -17,6 +17,7 @@ from .metrics import Metrics
 from .mixture import Mixture
 from .prior_scores import PriorScores
 from .sampling import sampling_scheduler
+from .sharding import called_alone
 from .stages import Stage
 
 
@@ -48,7 +49,8 @@ class Validating:
                 found = self.held_out.loss(self.loop.accelerator, self.loop.objective, batch_size)
                 values: dict[str, Any] = found.metrics()
                 if self.scores is not None:
-                    values |= self.scores.measure(self.loop.accelerator, model, batch_size)
+                    with called_alone(self.loop.objective, model):
+                        values |= self.scores.measure(self.loop.accelerator, model, batch_size)
                 self.metrics.log(values, step)
                 state = self._compare(replace(state, step=step), found.loss)
             if self.drawer is not None and self.loop.accelerator.is_main_process:
