@@ -73,6 +73,8 @@ def _refuse_other_engines() -> None:
 
 def _check_fsdp(accelerator: Any, config: PriorConfig | DecoderConfig) -> None:
     """Refuse what does not work with sharded weights, and let autocast decide what is computed in which precision."""
+    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
     if accelerator.distributed_type != "FSDP":
         raise KcacheError(
             f"accelerate has no FSDP for {accelerator.num_processes} process(es) on {accelerator.device.type}; choose"
@@ -91,6 +93,11 @@ def _check_fsdp(accelerator: Any, config: PriorConfig | DecoderConfig) -> None:
         raise UsageError(
             "--validation-prompts draws in one process, which has no whole model under FSDP; leave it out, and see"
             " --validation-split, or 'kcache generate' with a checkpoint"
+        )
+    if accelerator.state.fsdp_plugin.auto_wrap_policy is size_based_auto_wrap_policy:
+        raise KcacheError(
+            "the second FSDP cannot cut these models by size; put fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP under"
+            " fsdp_config, which needs no class to be named"
         )
     # accelerate would have all inputs, noise and targets among them, cast to it; autocast is what DDP has.
     accelerator.state.fsdp_plugin.mixed_precision_policy = None

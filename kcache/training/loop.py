@@ -14,7 +14,7 @@ from .ema import Ema
 from .mixture import Order
 from .objectives import Batch
 from .overflow import Watch
-from .sharding import whole_number
+from .sharding import units, whole_number
 from .sources import MicroBatch
 from .stages import Stage
 
@@ -33,6 +33,7 @@ class Objective(nn.Module):
         self.model = stage.model
         self._loss, self._scheduler, self._snr_gamma = stage.loss, stage.scheduler, snr_gamma
         self._autocast = autocast
+        self._no_split_modules = units(stage.model)  # where FSDP may cut, by the name that accelerate looks for
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss of a micro-batch (a scalar); Min-SNR weighs it in training only, so that losses compare."""

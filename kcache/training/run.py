@@ -24,7 +24,7 @@ from .probe import probe_loss
 from .results import Results
 from .run_record import cache_record
 from .shapes import report_groups
-from .sharding import whole_state_dict
+from .sharding import is_sharded, whole_state_dict
 from .stages import Stage
 from .start import first_state, make_geometry, make_seed, resumed_state
 from .stopping import ECHO, StopTogether, finish_step_on_signal
@@ -206,6 +206,9 @@ class TrainingRun:
             self.max_steps * self.geometry.global_batch / self.epoch,
             self.state.seed,
         )
+        if (processes := self.accelerator.num_processes) > 1:
+            shared = "the weights sharded among them" if is_sharded(self.model) else "each with all weights"
+            logger.info("in %d processes, %s", processes, shared)
         report_groups(self.source.groups, self.geometry.global_batch)
 
     def _probe(self, step: int) -> float | None:

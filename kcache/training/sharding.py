@@ -6,12 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a process holds but a part of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def units(model: nn.Module) -> list[str]:
+    """The classes of modules whose weights are gathered together when they run: blocks of the prior, or of the UNet."""
+    classes = {type(module).__name__ for module in model.modules()}
+    if "BasicTransformerBlock" in classes:
+        return ["BasicTransformerBlock"]
+    return [name for name in ("ResnetBlock2D", "Attention") if name in classes]
 
 
 def whole(state: Any, *, keep: bool = True) -> Any:
@@ -56,16 +65,36 @@ def called_alone(objective: nn.Module, model: nn.Module) -> Iterator[nn.Module]:
     All processes must enter it together, and call as often. Blocks gather their weights when they run; those beside
     them belong to the wrapper, and are gathered here.
     """
-    from torch.distributed.fsdp import FSDPModule
-
-    if not isinstance(objective, FSDPModule):
-        yield model
-        return
-    objective.unshard()
+    if isinstance(objective, FSDPModule):
+        objective.unshard()
     try:
         yield model
     finally:
-        objective.reshard()
+        _let_go(objective)
+
+
+@contextmanager
+def evaluating(objective: nn.Module) -> Iterator[None]:
+    """Within it nothing is learned; afterwards the objective is in the mode that it was in.
+
+    Without a backward pass FSDP would keep the whole weights that it gathered, and use them again when others are
+    meant: an average, or those after it.
+    """
+    was_training = objective.training
+    objective.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        objective.train(was_training)
+        _let_go(objective)
+
+
+def _let_go(objective: nn.Module) -> None:
+    """Free what FSDP has gathered."""
+    for module in objective.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Any) -> Any:
