@@ -1,14 +1,15 @@
 """Several processes train as one does, go on from what another number of them left, and say what they cannot do."""
 
-import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from launched import ACCELERATE, FSDP, ROOT, Done, Jobs, environ, result, together, updates
+from launched import ACCELERATE, FSDP, ROOT, environ, result, together, updates
 from support import encode_tiny, relative_distance
 from tiny import PIXELS
 
@@ -134,16 +135,26 @@ def train_alone(job: Options) -> int:
     return step
 
 
-Trained = tuple[Path, Done]
+RESUMED = ["prior-everything", "decoder-adamw", "prior-lora"]
+"""What is begun by two processes, gone on with by one, and finished by two."""
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def pair(request: pytest.FixtureRequest, make: Make, other: Cache, tmp_path_factory: Any) -> Path:
-    """The same, by two processes with all weights in each, or with the weights sharded among them."""
-    folder = tmp_path_factory.mktemp(request.param)
-    jobs = {name: make(stage, folder / name, **split(name), **o) for name, (stage, o) in cases(other).items()}
-    done = together(folder, jobs, **(FSDP if request.param == "fsdp" else {}))
-    assert done == {name: {"step": UPDATES} for name in CASES}
+def engine(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment in which two processes have all weights each, or in which they are sharded among them."""
+    return FSDP if request.param == "fsdp" else {}
+
+
+@pytest.fixture(scope="module")
+def pair(engine: dict[str, str], make: Make, other: Cache, tmp_path_factory: Any) -> Path:
+    """The OUT of each case trained by two processes, and of those that are only begun."""
+    folder = tmp_path_factory.mktemp("pair")
+    options = cases(other)
+    jobs = {name: make(stage, folder / name, **split(name), **o) for name, (stage, o) in options.items()}
+    for name in RESUMED:
+        jobs[f"begun-{name}"] = {**jobs[name], "output_dir": str(folder / f"begun-{name}"), "max_train_steps": 1}
+    done = together(folder, jobs, **engine)
+    assert done == {name: {"step": 1 if name.startswith("begun") else UPDATES} for name in jobs}
     return folder
 
 
@@ -178,3 +189,151 @@ def shapes(state: Any) -> Any:
     if isinstance(state, list):
         return [shapes(value) for value in state]
     return (type(state), tuple(state.shape), state.dtype) if isinstance(state, torch.Tensor) else state
+
+
+@pytest.fixture(scope="module")
+def resumed(engine: dict[str, str], pair: Path, make: Make, other: Cache, tmp_path_factory: Any) -> Path:
+    """Runs that were begun by two processes, gone on with by one and finished by two again."""
+    folder = tmp_path_factory.mktemp("resumed")
+    jobs = {}
+    for name in RESUMED:
+        stage, options = cases(other)[name]
+        more = {**options, "train_batch_size": 2, "resume_from_checkpoint": "latest"}
+        out = shutil.copytree(pair / f"begun-{name}", folder / name)
+        assert train_alone(make(stage, out, **{**more, "max_train_steps": 3})) == 3
+        jobs[name] = make(stage, out, **more)
+    assert together(folder, jobs, **engine) == {name: {"step": UPDATES} for name in RESUMED}
+    return folder
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_exactly_with_one_process_after_two_and_two_after_one(
+    alone: Path, resumed: Path, name: str
+) -> None:
+    ours, theirs = ([line["loss"] for line in updates(out / name) if "loss" in line] for out in (resumed, alone))
+    assert ours == pytest.approx(theirs, rel=PRECISION)
+    weights, expected = result(resumed / name), result(alone / name)
+    names = [n for n in expected if not n.endswith(("to_k.bias", "add_k_proj.bias"))]  # adamw makes steps of rounding
+    assert relative_distance((weights[n] for n in names), (expected[n] for n in names)) < 10 * PRECISION
+
+
+def test_accumulation_is_adjusted_and_said_or_refused_where_it_does_not_come_out(
+    pair: Path, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = shutil.copytree(pair / "begun-decoder-adamw", tmp_path / "begun")
+    job = make("decoder", begun, **ADAMW, train_batch_size=2, resume_from_checkpoint="latest", max_train_steps=2)
+    with pytest.raises(KcacheError, match=r"made with global_batch 4 and this run has 3; choose --train-batch-size"):
+        train_alone({**job, "train_batch_size": 3})
+    with caplog.at_level("INFO", logger="kcache"):
+        train_alone(job)
+    said = "--gradient-accumulation-steps is 2 instead of 1, so that an update has 4 samples as before"
+    assert said in caplog.messages
+
+
+# --- started by accelerate, from a file
+
+
+CONFIG = """compute_environment: LOCAL_MACHINE
+distributed_type: {kind}
+num_machines: 1
+num_processes: 2
+machine_rank: 0
+main_process_port: 0
+"""
+FSDP_CONFIG = """fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_reshard_after_forward: true
+  fsdp_cpu_ram_efficient_loading: true
+  fsdp_offload_params: false
+"""
+
+
+def launch(tmp_path: Path, config: str, program: list[str], job: Options) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch --config_file FILE ... train STAGE CACHE ...`` with the options of a job."""
+    file = tmp_path / "config.yaml"
+    file.write_text(config)
+    options = dict(job)
+    stage, cache = options.pop("stage"), options.pop("cache")
+    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    line = [*ACCELERATE, "--config_file", str(file), *program, "train", stage, cache, *words]
+    return subprocess.run(line, cwd=ROOT, env=environ(), capture_output=True, text=True, timeout=300)
+
+
+def test_accelerate_launch_with_a_config_file_trains_in_two_processes(alone: Path, make: Make, tmp_path: Path) -> None:
+    job = make("decoder", tmp_path / "out", **SGD, train_batch_size=2)
+    ran = launch(tmp_path, CONFIG.format(kind="MULTI_GPU") + "use_cpu: true\n", ["-m", "kcache"], job)
+    assert ran.returncode == 0, ran.stderr
+    assert "in 2 processes, each with all weights" in ran.stderr
+    ours, theirs = result(tmp_path / "out"), result(alone / "decoder-sgd")
+    assert relative_distance((ours[name] for name in theirs), theirs.values()) < PRECISION
+
+
+def test_accelerate_launch_with_fsdp_in_the_config_file_shards_the_weights(
+    alone: Path, make: Make, tmp_path: Path
+) -> None:
+    job = make("prior", tmp_path / "out", **SGD, train_batch_size=2)
+    ran = launch(tmp_path, CONFIG.format(kind="FSDP") + FSDP_CONFIG, ["tests/fsdp_on_cpu.py"], job)
+    assert ran.returncode == 0, ran.stderr
+    assert "in 2 processes, the weights sharded among them" in ran.stderr
+    ours, theirs = result(tmp_path / "out"), result(alone / "prior-sgd")
+    assert relative_distance((ours[name] for name in theirs), theirs.values()) < PRECISION
+
+
+# --- what is refused
+
+
+def test_what_sharded_weights_cannot_do_is_refused_with_a_sentence(make: Make, tmp_path: Path) -> None:
+    out, sizes = tmp_path / "out", {**FSDP, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "9"}
+    jobs = {
+        "optimizer": make("prior", out, optimizer="prodigy", learning_rate=1.0),
+        "pictures": make("prior", out, validation_prompts=("a fox",)),
+    }
+    said = {name: job["refused"] for name, job in together(tmp_path / "2", jobs, **FSDP).items()}
+    assert said["optimizer"].startswith("--optimizer prodigy does not work with weights sharded by FSDP; give one of")
+    assert said["pictures"].startswith("--validation-prompts draws in one process, which has no whole model")
+    one = {"any": make("prior", out)}
+    (said,) = together(tmp_path / "size", one, **sizes).values()
+    assert said["refused"].startswith("the second FSDP cannot cut these models by size; put fsdp_auto_wrap_policy")
+    (said,) = together(tmp_path / "1", one, **{**FSDP, "FSDP_VERSION": "1"}).values()
+    assert said["refused"] == "kcache trains under the second FSDP only; put fsdp_version: 2 under fsdp_config"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("ACCELERATE_USE_FSDP", r"accelerate has no FSDP for 1 process\(es\) on cpu; choose another configuration"),
+        ("ACCELERATE_USE_DEEPSPEED", r"kcache does not train under DeepSpeed; choose FSDP \(fsdp_version: 2\)"),
+        ("ACCELERATE_USE_MEGATRON_LM", r"kcache does not train under Megatron-LM; choose FSDP"),
+    ],
+)
+def test_an_engine_that_would_be_ignored_or_fail_is_refused(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(KcacheError, match=said):
+        train_alone(make("prior", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_see_other_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [{"the checkpoint to go on from": "checkpoint-5"}, {"the checkpoint to go on from": "None"}]
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: seen)
+    two = SimpleNamespace(num_processes=2)
+    with pytest.raises(KcacheError, match=r"process 1 has the checkpoint to go on from None and process 0 has check"):
+        require_agreement(two, seen[0])
+    require_agreement(SimpleNamespace(num_processes=1), seen[1])
+
+
+def test_fp16_without_a_gpu_is_refused_and_bf16_is_not_fp32(alone: Path, make: Make, tmp_path: Path) -> None:
+    with pytest.raises(KcacheError, match=r"fp16 needs a GPU and this is cpu, .*; give --mixed-precision bf16 or no"):
+        train_alone(make("prior", tmp_path / "out", mixed_precision="fp16"))
+    for stage in ("prior", "decoder"):
+        train_alone(make(stage, tmp_path / stage, **SGD, train_batch_size=GLOBAL, mixed_precision="bf16"))
+        ours, theirs = (
+            [line["loss"] for line in updates(out) if "loss" in line]
+            for out in (tmp_path / stage, alone / f"{stage}-sgd")
+        )
+        assert ours == pytest.approx(theirs, rel=0.05)
+        assert ours != theirs
