@@ -12,10 +12,11 @@ import torch
 from launched import ACCELERATE, FSDP, ROOT, environ, result, together, updates
 from support import encode_tiny, relative_distance
 from tiny import PIXELS
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from kcache.shards import Cache, KcacheError
 from kcache.training.config import DecoderConfig, PriorConfig
-from kcache.training.engine import require_agreement
+from kcache.training.engine import check_fsdp, require_agreement
 from kcache.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -283,21 +284,28 @@ def test_accelerate_launch_with_fsdp_in_the_config_file_shards_the_weights(
 # --- what is refused
 
 
-def test_what_sharded_weights_cannot_do_is_refused_with_a_sentence(make: Make, tmp_path: Path) -> None:
-    out, sizes = tmp_path / "out", {**FSDP, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "9"}
-    jobs = {
-        "optimizer": make("prior", out, optimizer="prodigy", learning_rate=1.0),
-        "pictures": make("prior", out, validation_prompts=("a fox",)),
-    }
-    said = {name: job["refused"] for name, job in together(tmp_path / "2", jobs, **FSDP).items()}
-    assert said["optimizer"].startswith("--optimizer prodigy does not work with weights sharded by FSDP; give one of")
-    assert said["pictures"].startswith("--validation-prompts draws in one process, which has no whole model")
-    one = {"any": make("prior", out)}
-    (said,) = together(tmp_path / "size", one, **sizes).values()
-    assert said["refused"].startswith("the second FSDP cannot cut these models by size; put fsdp_auto_wrap_policy")
-    (said,) = together(tmp_path / "1", one, **{**FSDP, "FSDP_VERSION": "1"}).values()
-    assert said["refused"] == "kcache trains under the second FSDP only; put fsdp_version: 2 under fsdp_config"
-    assert not out.exists()
+@pytest.mark.parametrize(
+    ("options", "accelerated", "said"),
+    [
+        ({"optimizer": "prodigy"}, {}, "--optimizer prodigy does not work with weights sharded by FSDP; give one of"),
+        ({"use_8bit_adam": True}, {}, "--optimizer adamw8bit does not work with weights sharded by FSDP"),
+        ({"validation_prompts": ("a fox",)}, {}, "--validation-prompts draws in one process, which has no whole model"),
+        ({}, {"mixed_precision": "fp16"}, r"fp16 under FSDP is not supported; give --mixed-precision bf16 or no"),
+        ({}, {"is_fsdp2": False}, r"under the second FSDP only; put fsdp_version: 2 under fsdp_config"),
+        ({}, {"distributed_type": "MULTI_CPU"}, r"accelerate has no FSDP for 2 process\(es\) on cpu; choose another"),
+        ({}, {"policy": size_based_auto_wrap_policy}, r"by size; put fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"),
+    ],
+)
+def test_what_sharded_weights_cannot_do_is_refused_with_a_sentence(
+    options: Options, accelerated: dict[str, Any], said: str
+) -> None:
+    plugin = SimpleNamespace(auto_wrap_policy=accelerated.pop("policy", None))
+    found = {"distributed_type": "FSDP", "is_fsdp2": True, "mixed_precision": "no", **accelerated}
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin), num_processes=2, device=torch.device("cpu"), **found
+    )
+    with pytest.raises(KcacheError, match=said):
+        check_fsdp(accelerator, PriorConfig(cache="cache", output_dir="out", **options))
 
 
 @pytest.mark.parametrize(

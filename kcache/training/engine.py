@@ -37,7 +37,7 @@ def make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
             " a word; give --mixed-precision bf16 or no"
         )
     if _asked_for("FSDP"):
-        _check_fsdp(accelerator, config)
+        check_fsdp(accelerator, config)
     return accelerator
 
 
@@ -57,21 +57,7 @@ def require_agreement(accelerator: Any, seen: dict[str, str]) -> None:
                 )
 
 
-def _asked_for(engine: str) -> bool:
-    """Whether ``accelerate launch`` was configured for an engine."""
-    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
-
-
-def _refuse_other_engines() -> None:
-    for engine, name in {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.items():
-        if _asked_for(engine):
-            raise KcacheError(
-                f"kcache does not train under {name}; choose FSDP (fsdp_version: 2), or plain data parallelism, in"
-                " 'accelerate config'"
-            )
-
-
-def _check_fsdp(accelerator: Any, config: PriorConfig | DecoderConfig) -> None:
+def check_fsdp(accelerator: Any, config: PriorConfig | DecoderConfig) -> None:
     """Refuse what does not work with sharded weights, and let autocast decide what is computed in which precision."""
     from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
@@ -101,3 +87,17 @@ def _check_fsdp(accelerator: Any, config: PriorConfig | DecoderConfig) -> None:
         )
     # accelerate would have all inputs, noise and targets among them, cast to it; autocast is what DDP has.
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
+
+def _asked_for(engine: str) -> bool:
+    """Whether ``accelerate launch`` was configured for an engine."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+def _refuse_other_engines() -> None:
+    for engine, name in {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.items():
+        if _asked_for(engine):
+            raise KcacheError(
+                f"kcache does not train under {name}; choose FSDP (fsdp_version: 2), or plain data parallelism, in"
+                " 'accelerate config'"
+            )
