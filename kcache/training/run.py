@@ -78,9 +78,11 @@ class TrainingRun:
         seed = make_seed(config, accelerator, saved)
         self.mixture = Mixture(config, snapshots, seed)
         self.state = first_state(config, stage, self.mixture, self.geometry, seed)
+        self.results = Results(config, stage, weights)
         weights.prepare(stage.model, seed)
         if resumed and saved:
-            self.state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
+            state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
+            self.state = self.results.with_known_best(state)
             weights.load(stage.model, resumed)
         apply_memory_options(stage.model, config)
         self.source = stage.make_source(self.mixture.samples, seed)
@@ -90,24 +92,32 @@ class TrainingRun:
         self.order = self.mixture.order(self.source, self.geometry.global_batch, seed)
         self.loop = make_loop(config, accelerator, stage, self.geometry, self.max_steps, self.state, resumed)
         self.divergence = Divergence(self.loop, self.order, self.source, self.mixture, self.output_dir)
-        self.results = Results(config, stage, weights)
         self.metrics = Metrics(config, accelerator, self.output_dir)
 
     def train(self) -> TrainReport:
         """Run to the end, or to what stops it before, and write what there is to write."""
         first = self.state.step
-        if first >= self.max_steps:
-            raise KcacheError(
-                f"the run has {first:,} updates already and {self.max_steps:,} were asked for;"
-                " ask for more with --max-train-steps or --num-train-epochs"
-            )
-        self._announce()
         validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
+        self._refuse_done(first, validating.is_over(self.state))
+        self._announce()
         try:
             self.metrics.start(self._record())
             return self._train(first, validating)
         finally:
             self.metrics.finish()
+
+    def _refuse_done(self, first: int, ended_early: bool) -> None:
+        """KcacheError where nothing is left to do. A run that was killed before it wrote its result has that to do."""
+        if first > self.max_steps or (first == self.max_steps and self.results.is_written(first)):
+            raise KcacheError(
+                f"the run has {first:,} updates already and {self.max_steps:,} were asked for;"
+                " ask for more with --max-train-steps or --num-train-epochs"
+            )
+        if ended_early and self.results.is_written(first):
+            raise KcacheError(
+                f"the run ended after {first:,} updates, as {self.state.worse} validations were not better than that of"
+                f" update {self.state.best_step:,}; give a larger --early-stopping, or none, to go on"
+            )
 
     def _train(self, first: int, validating: Any) -> TrainReport:
         config, main = self.config, self.accelerator.is_main_process
@@ -145,7 +155,9 @@ class TrainingRun:
             if first == 0:
                 validate(0)
             all_stop = StopTogether(self.accelerator, asked_to_stop, first)
-            done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
+            done = first
+            if not validating.is_over(self.state):
+                done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
             ended_early = validating.is_over(self.state)
             finished = done == self.max_steps or ended_early
             # Still inside: a signal now must not cut short what saves the run. And before the last probe.
