@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint format clean
+.PHONY: help demo test quick browser lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,12 +17,15 @@ demo: $(STAMP) ## encode, train and generate on pictures that come with kcache, 
 	@$(BIN)/kcache demo $(DEMO_DIR)
 	@echo "To type kcache commands yourself:  . $(BIN)/activate"
 
-test: lint ## everything that CI checks: lint, types, all tests, the wheel
+test: browser lint ## everything that CI checks: lint, types, all tests, the wheel
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -q
 
-quick: $(STAMP) ## the tests that take seconds
-	@$(BIN)/python -m pytest -q -m "not slow"
+quick: $(STAMP) ## the tests that take seconds and need no browser
+	@$(BIN)/python -m pytest -q -m "not slow and not browser"
+
+browser: ## see to Chromium and its driver, with which the tests open the page of kcache report
+	@sh tests/get_browser.sh
 
 lint: $(STAMP) ## ruff and mypy
 	@echo "== ruff"

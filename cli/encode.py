@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice, ListOption, make_config
+from kcache.cli.reference_options import takes_dataset_options
 from kcache.cli.sections import SectionedCommand, section
 
 what = section("What is encoded")
@@ -51,6 +52,7 @@ encoders = section("The encoders")
 @what(
     "--columns",
     cls=ListOption,
+    metavar="NAME",
     help="Only these: text, image, latents (of every --resolution), or a column's own name.",
 )
 @captions(
@@ -59,12 +61,14 @@ encoders = section("The encoders")
     help='Such as "a photo of sks {text}": a text column of its own, beside the plain captions.',
 )
 @captions("--text-column", metavar="NAME", help="The name of that column: text-NAME.  [default: from the template]")
-@captions("--caption-column", help="Where a table or metadata has the captions.  [default: text]")
-@dataset_option("--image-column", help="The image column of a table.  [default: image, or file_name]")
-@dataset_option("--id-column", help="What a sample is known by.  [default: its path, or its image's sha256]")
+@captions("--caption-column", metavar="NAME", help="Where metadata or a table has the captions.  [default: text]")
+@dataset_option("--image-column", metavar="NAME", help="The image column of a table.  [default: image, or file_name]")
+@dataset_option(
+    "--id-column", metavar="NAME", help="What a sample is known by.  [default: its path, or its image's sha256]"
+)
 @dataset_option("--where", metavar="EXPR", help="Only rows whose metadata fit: 'width >= 512 and \"cat\" in text'.")
-@dataset_option("--dataset-config-name", help="The configuration of a hub dataset.")
-@dataset_option("--split", help="The split of a datasets table.  [default: train]")
+@dataset_option("--dataset-config-name", metavar="NAME", help="The configuration of a hub dataset.")
+@dataset_option("--split", metavar="NAME", help="The split of a datasets table.  [default: train]")
 @dataset_option("--streaming", is_flag=True, default=None, help="Read a hub dataset as it comes, without keeping it.")
 @dataset_option("--rehash", is_flag=True, default=None, help="Read every file again: do not go by size and time.")
 @dataset_option("--max-pixels", type=click.IntRange(min=1), help="Larger pictures are set aside.  [default: 268435456]")
@@ -78,6 +82,7 @@ encoders = section("The encoders")
 @cache_option(
     "--replace-column",
     cls=ListOption,
+    metavar="NAME",
     help="Make these columns anew, by other encoders or options than they were made.",
 )
 @cache_option("--format", type=Choice(["tar", "h5"]), help="WebDataset or HDF5 shards.  [default: tar]")
@@ -98,22 +103,23 @@ encoders = section("The encoders")
     help="Where MoVQ comes from: a hub id or a folder."
     "  [default: as CACHE has, or kandinsky-community/kandinsky-2-2-decoder]",
 )
-@encoders("--revision", help="Branch, tag or commit on the hub, for both checkpoints.")
-@encoders("--variant", help="Variant of the weights, such as fp16.")
-@encoders("--cache-dir", help="Where downloads from the hub are kept.")
+@encoders("--revision", metavar="NAME", help="Branch, tag or commit on the hub, for both checkpoints.")
+@encoders("--variant", metavar="NAME", help="Variant of the weights, such as fp16.")
+@encoders("--cache-dir", metavar="DIR", help="Where downloads from the hub are kept.")
 @encoders(
     "--encode-dtype",
     type=Choice(["fp32", "fp16", "bf16"]),
     help="What the encoders compute in.  [default: as CACHE has; fp16 on a GPU, fp32 on a CPU]",
 )
 @encoders("--store-dtype", type=Choice(["fp16", "fp32"]), help="What is stored.  [default: as CACHE has, or fp16]")
-@encoders("--device", help="Such as cuda:1 or cpu.  [default: the first GPU, else the CPU]")
+@encoders("--device", metavar="NAME", help="Such as cuda:1 or cpu.  [default: the first GPU, else the CPU]")
 @encoders(
     "--batch-size",
     type=click.IntRange(min=1),
     help="Samples that an encoder takes at once; halved where memory is short.  [default: by the device; 16 on a CPU]",
 )
 @encoders("--workers", type=click.IntRange(min=1), help="Threads that decode pictures.  [default: cores, at most 8]")
+@takes_dataset_options
 def encode(**options: Any) -> int:
     """Encode the captions and images of DATASET into CACHE, once; run it again whenever DATASET has changed.
 

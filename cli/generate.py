@@ -34,8 +34,8 @@ from kcache.cli.sizes import count
 def generate(**options: Any) -> None:
     """Make pictures of each PROMPT and write them as one grid, through the stock diffusers pipelines.
 
-    --prior and --decoder take the --output-dir of a training run, with or without --lora, the folder of a pipeline,
-    or a hub id.
+    --prior and --decoder take the --output-dir of a training run, with or without --lora, the folder of a pipeline, or
+    a hub id.
 
     \b
       kcache generate "a red fox" --prior my-prior --decoder my-decoder -o fox.png

@@ -15,6 +15,8 @@ COMMANDS = {
     "verify": ("kcache.cli.verify:verify", "Check a cache's bytes against what was committed."),
     "train": ("kcache.cli.train:train", "Train the prior or the decoder from a cache."),
     "generate": ("kcache.cli.generate:generate", "Make pictures from prompts with what was trained."),
+    "export": ("kcache.cli.export:export", "Merge a LoRA, or write a whole pipeline, from what was trained."),
+    "report": ("kcache.cli.report:report", "Show training runs on one page: curves, pictures, options."),
     "demo": ("kcache.cli.demo:demo", "Run all of it on pictures that come with kcache, on a laptop."),
     "doctor": ("kcache.cli.doctor:doctor", "Describe this machine and installation, for a bug report."),
 }

@@ -4,14 +4,14 @@ from typing import Any
 
 import click
 
-from kcache.cli.sections import SectionedCommand
+from kcache.cli.reference_options import TrainCommand
 from kcache.cli.train_options import make_train_config, samples, train_options
 from kcache.cli.train_summary import print_report
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=TrainCommand)
 @click.argument("cache")
-@samples("--resolution", type=click.IntRange(min=8), help="Which latents to train on.  [default: 512]")
+@samples("--resolution", type=click.IntRange(min=8), help="Train on the latents of this side.  [default: 512]")
 @samples(
     "--buckets",
     is_flag=True,
@@ -20,10 +20,10 @@ from kcache.cli.train_summary import print_report
 )
 @train_options
 def decoder(**options: Any) -> int:
-    """Train the decoder's UNet on the latents and image embeddings in CACHE.
+    """Train the decoder's UNet on the latents and image embeddings in CACHE, the folder that 'kcache encode' made.
 
     Neither the pictures nor CLIP and MoVQ are needed any more. Ctrl-C finishes the update, writes a checkpoint and says
-    how to go on.
+    how to go on. Every option of the reference's scripts works; docs/migrating.md says what differs.
 
     \b
       kcache train decoder cache --output-dir my-decoder --resolution 512 --train-batch-size 8

@@ -1,4 +1,4 @@
-"""The options that both trainers share, and those of the reference that are refused here or have no use."""
+"""The options that both trainers share, under their headings, and how they become a run's configuration."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice, Config, ListOption, make_config
+from kcache.cli.reference_options import takes_reference_options
 from kcache.cli.sections import section
 
 # A copy of kcache.training.config.SCHEDULES, which --help would have to load torch for.
@@ -33,23 +34,29 @@ share = click.FloatRange(0, 1, max_open=True)
 above_zero = click.FloatRange(min=0, min_open=True)
 
 _OPTIONS = [
-    run("--output-dir", required=True, metavar="OUT", help="Folder for checkpoints and the result."),
+    run("--output-dir", required=True, metavar="OUT", help="The folder for checkpoints, metrics and the result."),
     run(
         "--pretrained-prior-model-name-or-path",
         metavar="NAME",
-        help="The prior: a hub id, a folder, or the OUT of a run.  [default: kandinsky-community/kandinsky-2-2-prior]",
+        help="The prior to train, or to validate a decoder with: a hub id, a folder, or the OUT of a run."
+        "  [default: kandinsky-community/kandinsky-2-2-prior]",
     ),
     run(
         "--pretrained-decoder-model-name-or-path",
         metavar="NAME",
-        help="The decoder, likewise.  [default: kandinsky-community/kandinsky-2-2-decoder]",
+        help="The decoder to train, or to validate a prior with, likewise."
+        "  [default: kandinsky-community/kandinsky-2-2-decoder]",
     ),
-    run("--revision", help="Branch, tag or commit of the checkpoint on the hub."),
-    run("--variant", help="Variant of the weights that training begins from, such as fp16."),
-    run("--cache-dir", help="Where downloads from the hub are kept."),
-    run("--seed", type=click.IntRange(0, 2**63 - 1), help="Fixes order, noise and timesteps.  [default: drawn]"),
+    run("--revision", metavar="NAME", help="Branch, tag or commit of the trained checkpoint on the hub."),
+    run("--variant", metavar="NAME", help="Variant of the weights that training begins from, such as fp16."),
+    run("--cache-dir", metavar="DIR", help="Where downloads from the hub are kept."),
+    run(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        help="Fixes the order, noise and timesteps, whatever the number of GPUs.  [default: drawn, and kept]",
+    ),
     run("--num-train-epochs", type=positive, help="Passes over the samples.  [default: 100]"),
-    run("--max-train-steps", type=positive, help="Updates; overrides --num-train-epochs."),
+    run("--max-train-steps", type=positive, help="Updates of the weights; overrides --num-train-epochs."),
     samples(
         "--where",
         metavar="EXPRESSION",
@@ -58,7 +65,7 @@ _OPTIONS = [
     samples(
         "--sample-ids", type=click.Path(dir_okay=False), metavar="FILE", help="Train on the ids in FILE, one in a line."
     ),
-    samples("--max-train-samples", type=positive, metavar="N", help="Train on N of them, chosen by --seed."),
+    samples("--max-train-samples", type=positive, help="Train on N of them, chosen by --seed.  [default: all]"),
     samples(
         "--mix",
         type=(str, click.FloatRange(0, 1, min_open=True, max_open=True)),
@@ -96,18 +103,36 @@ _OPTIONS = [
     samples(
         "--check-crc/--no-check-crc", default=None, help="Compare every sample's crc32 as it is read.  [default: on]"
     ),
-    update("--train-batch-size", type=positive, help="Samples per device and step.  [default: 1]"),
+    update("--train-batch-size", type=positive, help="Samples per device and batch.  [default: 1]"),
     update("--gradient-accumulation-steps", type=positive, help="Batches per update.  [default: 1]"),
-    update("--learning-rate", type=click.FloatRange(min=0), help="[default: 1e-4]"),
-    update("--lr-scheduler", type=Choice(SCHEDULES), help="Learning-rate schedule.  [default: constant]"),
-    update("--lr-warmup-steps", type=click.IntRange(min=0), help="Updates of warm-up.  [default: 500]"),
-    update("--lr-num-cycles", type=above_zero, help="Restarts of cosine_with_restarts, or waves of cosine."),
-    update("--lr-power", type=above_zero, help="Of polynomial.  [default: 1]"),
-    update("--lr-step-rules", metavar="RULES", help="Of piecewise_constant, such as 1:10,0.1:20,0.01."),
+    update("--learning-rate", type=click.FloatRange(min=0), help="The rate after warm-up.  [default: 1e-4]"),
+    update(
+        "--lr-scheduler",
+        type=Choice(SCHEDULES),
+        metavar="NAME",
+        help=f"How the rate goes on: {', '.join(SCHEDULES)}.  [default: constant]",
+    ),
+    update(
+        "--lr-warmup-steps",
+        type=click.IntRange(min=0),
+        help="Updates in which the rate rises from 0; constant has no warm-up.  [default: 500]",
+    ),
+    update(
+        "--lr-num-cycles",
+        type=above_zero,
+        help="Restarts of cosine_with_restarts, or waves of cosine.  [default: 1; half a wave]",
+    ),
+    update("--lr-power", type=above_zero, help="The power of polynomial.  [default: 1]"),
+    update(
+        "--lr-step-rules",
+        metavar="RULES",
+        help="The steps of piecewise_constant, such as 1:10,0.1:20,0.01: a tenth of the rate from update 10 on, a"
+        " hundredth from 20 on.",
+    ),
     update(
         "--optimizer",
         metavar="NAME",
-        help="adamw, adamw8bit, adafactor, prodigy, schedulefree, sgd.  [default: adamw]",
+        help="adamw, adamw8bit, adafactor, prodigy, schedulefree or sgd.  [default: adamw]",
     ),
     update(
         "--optimizer-args",
@@ -115,19 +140,26 @@ _OPTIONS = [
         metavar="NAME=VALUE",
         help="Options of the optimizer's own, such as d_coef=2 of prodigy.",
     ),
-    update("--use-8bit-adam", is_flag=True, default=None, help="The same as --optimizer adamw8bit."),
-    update("--adam-beta1", type=share, help="[default: 0.9]"),
-    update("--adam-beta2", type=share, help="[default: 0.999]"),
-    update("--adam-weight-decay", type=click.FloatRange(min=0), help="[default: 0]"),
-    update("--adam-epsilon", type=click.FloatRange(min=0), help="[default: 1e-8]"),
-    update("--max-grad-norm", type=above_zero, help="Gradients are clipped.  [default: 1]"),
-    update("--snr-gamma", type=above_zero, help="Min-SNR weighting; 5.0 is usual."),
+    update(
+        "--use-8bit-adam",
+        is_flag=True,
+        default=None,
+        help="The same as --optimizer adamw8bit: a quarter of AdamW's memory; pip install 'kcache[bitsandbytes]'.",
+    ),
+    update("--adam-beta1", type=share, help="Decay of the mean of the gradients.  [default: 0.9]"),
+    update("--adam-beta2", type=share, help="Decay of the mean of their squares.  [default: 0.999]"),
+    update("--adam-weight-decay", type=click.FloatRange(min=0), help="Weight decay.  [default: 0]"),
+    update("--adam-epsilon", type=click.FloatRange(min=0), help="Keeps AdamW from dividing by 0.  [default: 1e-8]"),
+    update("--max-grad-norm", type=above_zero, help="Longer gradients are scaled down to this.  [default: 1]"),
+    update("--snr-gamma", type=above_zero, help="Weigh the loss by Min-SNR; 5.0 is usual.  [default: off]"),
     update("--use-ema", is_flag=True, default=None, help="Keep a moving average of the weights; it is the result."),
-    update("--ema-decay", type=share, help="[default: 0.9999]"),
+    update(
+        "--ema-decay", type=share, help="What the average keeps of itself in an update, at most.  [default: 0.9999]"
+    ),
     lora("--lora", is_flag=True, default=None, help="Train a LoRA, not the whole component."),
-    lora("--rank", type=positive, help="[default: 4]"),
+    lora("--rank", type=positive, help="The width of its matrices.  [default: 4]"),
     lora("--lora-alpha", type=above_zero, help="Its outputs count alpha / rank.  [default: the rank]"),
-    lora("--lora-dropout", type=share, help="[default: 0]"),
+    lora("--lora-dropout", type=share, help="Of its inputs, this share is dropped.  [default: 0]"),
     lora(
         "--lora-targets",
         cls=ListOption,
@@ -138,7 +170,9 @@ _OPTIONS = [
     device(
         "--mixed-precision",
         type=Choice(["no", "fp16", "bf16"]),
-        help="Of forward and backward; weights stay fp32.  [default: accelerate's configuration]",
+        metavar="DTYPE",
+        help="no, fp16 or bf16, for forward and backward; the weights stay fp32.  [default: as accelerate is"
+        " configured]",
     ),
     device("--allow-tf32", is_flag=True, default=None, help="Faster fp32 matrix products on Ampere and later."),
     device("--gradient-checkpointing", is_flag=True, default=None, help="Less memory for activations, a slower step."),
@@ -146,7 +180,7 @@ _OPTIONS = [
         "--enable-xformers-memory-efficient-attention",
         is_flag=True,
         default=None,
-        help="Attention of xformers in place of torch's; pip install 'kcache[xformers]'.",
+        help="The decoder's attention by xformers in place of torch's; pip install 'kcache[xformers]'.",
     ),
     validation(
         "--validation-split",
@@ -154,17 +188,22 @@ _OPTIONS = [
         metavar="SHARE",
         help="Hold out this share of the samples, chosen by their ids, and measure on them.  [default: 0]",
     ),
-    validation("--validation-samples", type=positive, help="Measure on so many of them at most.  [default: 512]"),
+    validation("--validation-samples", type=positive, help="Measure on N of them at most.  [default: 512]"),
     validation(
         "--validation-prompts",
         cls=ListOption,
         metavar="TEXT",
-        help="Make pictures of these; put CACHE before them.",
+        help="Make pictures of these prompts, into OUT/validation; put CACHE before them.",
     ),
-    validation("--validation-prompt", metavar="TEXT", help="The same, for a single one."),
-    validation("--num-validation-images", type=positive, help="Of each prompt.  [default: 1; 4 with --lora]"),
-    validation("--validation-epochs", type=positive, help="Epochs between.  [default: 5; 1 with --lora]"),
-    validation("--validation-steps", type=positive, help="Updates between, in place of epochs."),
+    validation("--validation-prompt", metavar="TEXT", help="One prompt more, as the LoRA scripts spell it."),
+    validation("--num-validation-images", type=positive, help="Pictures of each prompt.  [default: 1; 4 with --lora]"),
+    validation(
+        "--validation-guidance-scale",
+        type=click.FloatRange(min=0),
+        help="Of prior and decoder; 1 for models that were trained without dropped conditions.  [default: 4]",
+    ),
+    validation("--validation-epochs", type=positive, help="Validate every N epochs.  [default: 5; 1 with --lora]"),
+    validation("--validation-steps", type=positive, help="Validate every N updates, in place of epochs."),
     validation(
         "--early-stopping",
         type=positive,
@@ -174,12 +213,16 @@ _OPTIONS = [
     validation(
         "--probe-samples",
         type=click.IntRange(min=0),
-        help="Samples whose loss on fixed draws is measured before and after; 0: none.  [default: 256]",
+        help="Samples whose loss on fixed draws is measured before and after; 0 for none.  [default: 256]",
     ),
-    saving("--checkpointing-steps", type=positive, help="Updates between checkpoints.  [default: 500]"),
+    saving(
+        "--checkpointing-steps", type=positive, help="A checkpoint every N updates, and at the end.  [default: 500]"
+    ),
     saving("--checkpoints-total-limit", type=positive, help="Keep only the newest N.  [default: all]"),
     saving(
-        "--resume-from-checkpoint", metavar="latest|PATH", help="Go on exactly where a checkpoint of this run stopped."
+        "--resume-from-checkpoint",
+        metavar="latest|PATH",
+        help="Go on exactly where a checkpoint of this run stopped; latest begins anew where there is none.",
     ),
     saving(
         "--accept-new-snapshot",
@@ -187,26 +230,28 @@ _OPTIONS = [
         default=None,
         help="Resume although the cache has changed since: on what it holds now; says what that changes.",
     ),
-    telling("--logging-steps", type=positive, help="Updates between lines of metrics.  [default: 10]"),
+    telling("--logging-steps", type=positive, help="A line of OUT/metrics.jsonl every N updates.  [default: 10]"),
     telling(
         "--report-to",
         metavar="TRACKER",
-        help="tensorboard, wandb, comet_ml or all, beside OUT/metrics.jsonl.  [default: that alone]",
+        help="tensorboard, wandb, comet_ml or all, beside OUT/metrics.jsonl.  [default: none]",
     ),
-    telling("--tracker-project-name", metavar="NAME", help="[default: text2image-fine-tune]"),
-    telling("--logging-dir", metavar="DIR", help="In OUT, for TensorBoard.  [default: logs]"),
+    telling(
+        "--tracker-project-name", metavar="NAME", help="The project in the tracker.  [default: text2image-fine-tune]"
+    ),
+    telling("--logging-dir", metavar="DIR", help="The folder of TensorBoard, in OUT.  [default: logs]"),
     telling("--push-to-hub", is_flag=True, default=None, help="Upload the result, with a model card, when done."),
-    telling("--hub-model-id", metavar="NAME", help="Where.  [default: the name of OUT]"),
-    telling("--hub-token", metavar="TOKEN", help="[default: that of 'hf auth login']"),
+    telling("--hub-model-id", metavar="NAME", help="The repository on the hub.  [default: the name of OUT]"),
+    telling("--hub-token", metavar="TOKEN", help="The token to upload with.  [default: that of 'hf auth login']"),
     telling("--hub-private-repo", is_flag=True, default=None, help="Create the repository as a private one."),
 ]
 
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that both trainers share, and the refusal of those that belong to encoding."""
-    for option in reversed([*_OPTIONS, *_ENCODING, *_WITHOUT_USE]):
+    """Give a `TrainCommand` the options that both trainers share, and those of the reference that went elsewhere."""
+    for option in reversed(_OPTIONS):
         command = option(command)
-    return command
+    return takes_reference_options(command)
 
 
 def make_train_config(config: type[Config], options: dict[str, Any]) -> Config:
@@ -216,41 +261,3 @@ def make_train_config(config: type[Config], options: dict[str, Any]) -> Config:
     if not options["lora_targets"]:
         options["lora_targets"] = None  # the default
     return make_config(config, options)
-
-
-def _belongs_to_encoding(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        raise click.UsageError(
-            f"{param.opts[0]} is about the dataset, which training does not read: give"
-            f" {_GIVE[param.opts[0]].format(value)} and train from CACHE",
-            ctx,
-        )
-
-
-_GIVE = {
-    "--dataset-name": "'kcache encode {} CACHE'",
-    "--dataset-config-name": "--dataset-config-name {} to 'kcache encode'",
-    "--train-data-dir": "'kcache encode {} CACHE'",
-    "--image-column": "--image-column {} to 'kcache encode'",
-    "--caption-column": "--caption-column {} to 'kcache encode'",
-}
-
-_ENCODING = [
-    click.option(name, hidden=True, expose_value=False, callback=_belongs_to_encoding)  # as the reference spells them
-    for name in _GIVE
-]
-
-
-def _say_without_use(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
-    if value is not None:
-        click.echo(f"{param.opts[0]} is accepted and has no effect: {_NO_USE[param.opts[0]]}", err=True)
-
-
-_NO_USE = {
-    "--dataloader-num-workers": "one thread reads ahead of the step, and nothing is decoded",
-    "--local-rank": "the launcher says it in the environment",
-}
-
-_WITHOUT_USE = [
-    click.option(name, hidden=True, expose_value=False, type=int, callback=_say_without_use) for name in _NO_USE
-]

@@ -5,12 +5,12 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice
-from kcache.cli.sections import SectionedCommand
+from kcache.cli.reference_options import TrainCommand
 from kcache.cli.train_options import make_train_config, samples, train_options, validation
 from kcache.cli.train_summary import print_report
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=TrainCommand)
 @click.argument("cache")
 @samples("--text-column", metavar="NAME", help="Which of the cache's captionings to train on.  [default: text]")
 @samples(
@@ -23,19 +23,19 @@ from kcache.cli.train_summary import print_report
     default=None,
     help="Run at the batch's longest caption instead of 77 tokens: the same result, faster.  [default: on]",
 )
-@validation("--resolution", type=click.IntRange(min=8), help="Of validation pictures.  [default: 512]")
+@validation("--resolution", type=click.IntRange(min=8), help="Side of validation pictures.  [default: 512]")
 @train_options
 def prior(**options: Any) -> int:
-    """Train the prior on the text and image embeddings in CACHE.
+    """Train the prior on the text and image embeddings in CACHE, the folder that 'kcache encode' made.
 
     Neither the pictures nor the CLIP encoders are needed any more. Ctrl-C finishes the update, writes a checkpoint and
-    says how to go on.
+    says how to go on. Every option of the reference's scripts works; docs/migrating.md says what differs.
 
     \b
       kcache train prior cache --output-dir my-prior --train-batch-size 64 --max-train-steps 5000
       kcache train prior cache --output-dir my-prior --resume-from-checkpoint latest ...
       kcache train prior cache --output-dir my-lora --lora --rank 16 --learning-rate 1e-3
-      kcache train prior cache --output-dir my-prior --validation-split 0.02 --validation-prompts "a red fox"
+      kcache train prior cache --output-dir my-prior --validation-prompts "a red fox" "a bus"
       accelerate launch -m kcache train prior cache --output-dir my-prior
     """
     from kcache.training.config import PriorConfig

@@ -82,7 +82,7 @@ def lora_base(folder: Path, kind: Kind) -> Checkpoint:
         raise KcacheError(
             f"{folder} holds no trained '{kind.subfolder}'; train one with 'kcache train', or name a pipeline"
         )
-    if not record:
+    if not record.get("trained_from"):
         raise KcacheError(
             f"{folder} holds a LoRA and no training.json, which says what it was trained from; name the --output-dir of"
             " a training run"

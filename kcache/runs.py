@@ -105,11 +105,9 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read an OUT. KcacheError where it holds no metrics, or a record that is not one."""
-    if not (folder / METRICS).is_file():
-        raise KcacheError(_no_run(folder))
-    record = read_record(folder)
-    return Run(folder, record, training_record(folder), list(read_lines(folder / METRICS)), read_grids(folder))
+    """Read an OUT, as far as it is written. KcacheError where a record in it is not one."""
+    lines = list(read_lines(folder / METRICS))
+    return Run(folder, read_record(folder), training_record(folder), lines, read_grids(folder))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -149,11 +147,3 @@ def _cells(path: Path) -> list[dict[str, Any]]:
         return []
     cells = cells.get("cells") if isinstance(cells, dict) else cells
     return [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
-
-
-def _no_run(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder} is not a folder; name the --output-dir of a training run"
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{METRICS}"))
-    hint = f"; it holds runs, so name these: 'kcache report {folder}/*'" if inside else ""
-    return f"{folder} has no {METRICS}, which every 'kcache train' writes into its --output-dir{hint}"

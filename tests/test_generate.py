@@ -198,7 +198,7 @@ def test_a_result_is_in_the_layout_of_the_hub_and_holds_no_pickle(trained: Path)
         names = {path.name for path in (trained / f"my-{stage}" / component).iterdir()}
         assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
         left = {path.name for path in (trained / f"my-{stage}").iterdir()}
-        assert left == {component, "training.json", "README.md", "metrics.jsonl", "checkpoint-1"}
+        assert left == {component, "training.json", "run.json", "README.md", "metrics.jsonl", "checkpoint-1"}
 
 
 # --- every documented command

@@ -80,21 +80,21 @@ def test_a_resumed_run_reads_its_prompts_without_an_encoder(
 
 
 def test_the_decoder_needs_the_prior_once(prior: Checkpoint, tmp_path: Path, loaded: list[Any]) -> None:
-    first = sampled_prompts(prior, PROMPTS, 3, tmp_path, CPU)
+    first = sampled_prompts(prior, PROMPTS, 3, 4.0, tmp_path, CPU)
     assert first.shape == (6, WIDTH)
     assert len(loaded) == 2  # the text encoder and the prior
-    assert torch.equal(sampled_prompts(prior, PROMPTS, 3, tmp_path, CPU), first)
+    assert torch.equal(sampled_prompts(prior, PROMPTS, 3, 4.0, tmp_path, CPU), first)
     assert len(loaded) == 2
 
 
 def test_the_encoders_are_gone_when_training_begins(prior: Checkpoint, tmp_path: Path, loaded: list[Any]) -> None:
     prompt_features(prior, PROMPTS, tmp_path, CPU)
-    sampled_prompts(prior, PROMPTS, 1, tmp_path, CPU)
+    sampled_prompts(prior, PROMPTS, 1, 4.0, tmp_path, CPU)
     assert [one() for one in loaded] == [None, None, None]
 
 
 def test_a_prompt_is_sampled_as_the_stock_pipeline_samples_it(prior: Checkpoint, tmp_path: Path) -> None:
-    found = sampled_prompts(prior, PROMPTS, 2, tmp_path, CPU)
+    found = sampled_prompts(prior, PROMPTS, 2, 4.0, tmp_path, CPU)
     tiny_pipeline = stock(prior)
     expected = [
         tiny_pipeline(prompt, generator=torch.Generator().manual_seed(seed)).image_embeds
@@ -127,11 +127,11 @@ def test_other_prompts_and_other_weights_have_files_of_their_own(
 ) -> None:
     prompt_features(prior, PROMPTS, tmp_path, CPU)
     prompt_features(prior, PROMPTS[::-1], tmp_path, CPU)
-    sampled_prompts(prior, PROMPTS, 1, tmp_path, CPU)
-    sampled_prompts(prior, PROMPTS, 2, tmp_path, CPU)
+    sampled_prompts(prior, PROMPTS, 1, 4.0, tmp_path, CPU)
+    sampled_prompts(prior, PROMPTS, 2, 4.0, tmp_path, CPU)
     other = other_weights(prior, tmp_path_factory.mktemp("other"))
     prompt_features(other, PROMPTS, tmp_path, CPU)
-    sampled_prompts(other, PROMPTS, 2, tmp_path, CPU)
+    sampled_prompts(other, PROMPTS, 2, 4.0, tmp_path, CPU)
     assert len(list(tmp_path.iterdir())) == 6
 
 

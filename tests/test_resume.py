@@ -192,8 +192,8 @@ def test_warm_up_is_counted_in_updates_whatever_the_accumulation(stage: str, str
     assert saved == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (1, 4)])
-def test_another_split_of_the_same_global_batch_goes_on(
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (1, 4), (1, 2)])
+def test_another_split_of_the_same_global_batch_goes_on_and_accumulation_is_adjusted_to_it(
     stage: str, straight: Path, make: Make, tmp_path: Path, batch_size: int, accumulation: int
 ) -> None:
     copy_checkpoint(straight, 4, tmp_path)
@@ -270,7 +270,17 @@ def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals)
     [
         ({"seed": 4}, "was made with seed 3 and this run has 4; leave --seed out"),
         ({"train_batch_size": 3}, "was made with global_batch 4 and this run has 6; choose --train-batch-size"),
-        ({"gradient_accumulation_steps": 1}, "was made with global_batch 4 and this run has 2"),
+        ({"train_batch_size": 8}, "was made with global_batch 4 and this run has 16"),
+        (
+            {"max_train_samples": 8},
+            "made with selection max_train_samples None and this run has max_train_samples 8",
+        ),
+        (
+            {"validation_split": 0.5},
+            "made with selection validation_split 0.0 and this run has validation_split 0.5",
+        ),
+        ({"use_ema": True}, "was made without --use-ema; leave it out"),
+        ({"optimizer": "sgd"}, "was made with --optimizer adamw and this run has sgd"),
         ({"max_train_steps": 3}, "the run has 3 updates already and 3 were asked for"),
         ({"resume_from_checkpoint": "checkpoint-9"}, r"no checkpoint checkpoint-9 \(in .*: checkpoint-1, .*-3\); give"),
     ],
@@ -331,7 +341,7 @@ def test_a_named_checkpoint_is_taken_by_name_or_by_path(prior_run: Path, make: M
         out = tmp_path / name.replace("/", "-")
         shutil.copytree(prior_run, out)
         resume(make("prior", out), resume_from_checkpoint=name)
-        assert [line["step"] for line in metrics(out)[3:]] == [3, 4, 5, 6, 7]
+        assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(prior_run: Path, make: Make) -> None:

@@ -11,7 +11,7 @@ import torch
 from view_cache import SAMPLES, SEED, SHAPE_OF, SHAPES, ViewRun, latents_shape, make_view_cache, row, view_config
 
 from kcache.shards import BatchOrder, Cache
-from kcache.training import sources
+from kcache.training import samples
 from kcache.training.draws import NOISE, PROBE, TIMESTEP, VIEW, Draws
 from kcache.training.loop import Geometry, Objective
 from kcache.training.probe import probe_loss
@@ -182,7 +182,7 @@ def test_views_leave_noise_and_timesteps_as_they_are(opened: Opened) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
 def test_many_views_do_not_open_more_files_than_few(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_OPEN_FILES", 12)
+    monkeypatch.setattr(samples, "MAX_OPEN_FILES", 12)
     before = len(os.listdir("/proc/self/fd"))
     run = opened("decoder", random_crops=True, random_flip=True)  # twelve columns of three shards
     for step in range(20):

@@ -52,10 +52,12 @@ class PriorArtist:
         painter: Painter,
         null_image: Tensor,
         side: int,
+        guidance_scale: float,
     ) -> None:
         """``features`` are those of the prompts and of the empty one."""
         self._prompts, self._images, (self._text, self._null) = prompts, images, features
         self._scheduler, self._painter, self._null_image, self._side = scheduler, painter, null_image, side
+        self._guidance_scale = guidance_scale
 
     def rows(self, model: Any) -> dict[str, list[Row]]:
         """A row for each prompt, in which picture N has seed N: that of `kcache generate` with the same seed."""
@@ -67,6 +69,7 @@ class PriorArtist:
             self._null,
             noise_BD=first_noise(model, generators).to(model.device),
             generator=generators,
+            guidance_scale=self._guidance_scale,
         )
         with self._painter.on_device():
             images = [

@@ -30,6 +30,14 @@ class Chosen:
     held_out: Positions
 
 
+def check_selection(config: TrainConfig) -> None:
+    """UsageError for a ``--where`` that is none, or ``--sample-ids`` that cannot be read. Needs no cache."""
+    if config.where is not None:
+        Where(config.where).check(FIELDS, config.cache)
+    if config.sample_ids is not None:
+        _read_ids(config.sample_ids)
+
+
 def choose(config: TrainConfig, snapshot: Snapshot, seed: int) -> Chosen:
     """The samples of the first cache. KcacheError where an option leaves none to train on."""
     keep = np.ones(len(snapshot), np.bool_)
@@ -111,13 +119,7 @@ def _where(expression: str, snapshot: Snapshot) -> Any:
 
 def _listed(file: str, snapshot: Snapshot) -> Any:
     """Whether an id stands in a file, for each position (shape ``(n,)``)."""
-    try:
-        lines = Path(file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--sample-ids {file} cannot be read ({error}); give a text file with one id in a line"
-        ) from None
-    wanted = {line for line in lines if line}
+    wanted = _read_ids(file)
     names = [str(row["id"]) for row in _rows(snapshot)]
     if lacking := sorted(wanted.difference(names)):
         logger.warning(
@@ -129,6 +131,16 @@ def _listed(file: str, snapshot: Snapshot) -> Any:
             lacking[0],
         )
     return np.array([name in wanted for name in names], np.bool_)
+
+
+def _read_ids(file: str) -> set[str]:
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--sample-ids {file} cannot be read ({error}); give a text file with one id in a line"
+        ) from None
+    return {line for line in lines if line}
 
 
 def _rows(snapshot: Snapshot) -> Iterator[dict[str, Any]]:

@@ -31,8 +31,6 @@ def prior_columns(config: PriorConfig, cache: Cache) -> tuple[Column, list[Colum
 
 def decoder_columns(config: DecoderConfig, cache: Cache) -> list[list[Column]]:
     """Latents of each view, and image embeddings of each view. UsageError for a column that is missing."""
-    if config.buckets and config.random_crops:
-        raise UsageError("a picture is cut to its bucket or at random; give --buckets or --random-crops, not both")
     if not (config.buckets or config.random_crops):
         _require_resolution(config, cache)
     resolution = config.resolution

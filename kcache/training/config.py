@@ -86,6 +86,7 @@ class TrainConfig:
     validation_epochs: int | None = None  # the reference's: 5, and 1 for LoRA
     validation_steps: int | None = None  # by epochs
     num_validation_images: int | None = None  # the reference's: 1 of each prompt, and 4 for LoRA
+    validation_guidance_scale: float = 4.0  # the pipelines' own
     early_stopping: int | None = None  # never
     probe_samples: int = 256
 

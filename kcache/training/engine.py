@@ -1,6 +1,7 @@
 """How the processes of a run work together: started by accelerate, as one, under DDP or FSDP; the rest is refused."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from kcache.devices import default_device
@@ -17,12 +18,15 @@ SHARDED_OPTIMIZERS = ("adamw", "sgd")
 def make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
     """What accelerate makes of the launcher's environment. Errors where a run would not be what was asked for."""
     from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
 
     _refuse_other_engines()
+    folder = Path(config.output_dir)
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with=log_with(config.report_to) or None,
+        log_with=log_with(config.report_to) or None,  # none with an empty list is warned of
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.logging_dir)),
         cpu=default_device().type == "cpu",  # without it accelerate sees one process where torchrun started several
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,11 @@ from .overflow import Watch
 from .sharding import units, whole_number
 from .sources import MicroBatch
 from .stages import Stage
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 class Objective(nn.Module):
@@ -77,8 +84,8 @@ class Geometry:
 class Progress:
     """What is known after an update that is logged: ``loss`` and rates since the one before.
 
-    ``data_wait`` is the share of the time in which the step waited for its batch; ``peak_memory`` the bytes that torch
-    held at most on the device (0 on a CPU, which keeps no count); ``bad_step`` the first update since that went
+    ``data_wait`` is the share of the time in which the step waited for its batch; ``peak_memory_bytes`` what was held
+    at most so far; ``bad_step`` the first update since that went
     wrong, and ``what`` went wrong.
     """
 
@@ -88,7 +95,7 @@ class Progress:
     gradient_norm: float
     samples_per_second: float
     data_wait: float
-    peak_memory: int
+    peak_memory_bytes: int
     bad_step: int | None
     what: str
 
@@ -175,8 +182,14 @@ class Waiting:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that torch has held at most on a GPU; 0 elsewhere, where nobody counts."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    """The most bytes held so far: by torch on a CUDA device, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    memory = psutil.Process().memory_info()
+    if resource is None:
+        return int(memory.peak_wset)  # Windows keeps count where psutil looks
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass(frozen=True)

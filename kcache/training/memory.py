@@ -10,7 +10,13 @@ from torch.utils.checkpoint import checkpoint
 from kcache.devices import default_device
 from kcache.shards import UsageError
 
-from .config import TrainConfig
+from .config import PriorConfig, TrainConfig
+
+
+def check_memory_options(config: TrainConfig) -> None:
+    """UsageError where the stage, this installation or this machine has no xformers. Needs no model."""
+    if config.enable_xformers_memory_efficient_attention:
+        _require_xformers(isinstance(config, PriorConfig))
 
 
 def apply_memory_options(model: Any, config: TrainConfig) -> None:

@@ -28,9 +28,18 @@ class Painter:
     pictures are made.
     """
 
-    def __init__(self, decoder: Checkpoint, device: torch.device, embed_width: int, *, frozen_unet: bool) -> None:
+    def __init__(
+        self,
+        decoder: Checkpoint,
+        device: torch.device,
+        embed_width: int,
+        *,
+        frozen_unet: bool,
+        guidance_scale: float = GUIDANCE_SCALE,
+    ) -> None:
         """Find or download what will be loaded. KcacheError for what is missing, or other image embeddings than D."""
         self._decoder, self._device, self._frozen_unet = decoder, device, frozen_unet
+        self._guidance_scale = guidance_scale
         self._parts = {name: decoder.component(name) for name in (["movq", "unet"] if frozen_unet else ["movq"])}
         for part in self._parts.values():
             part.weight_files()
@@ -75,7 +84,7 @@ class Painter:
                 height=height,
                 width=width,
                 num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE_SCALE,
+                guidance_scale=self._guidance_scale,
                 generator=generator,
                 output_type="latent",
             ).images

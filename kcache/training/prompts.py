@@ -20,7 +20,6 @@ from kcache.shards.records import Record, digest
 from kcache.text_features import encode_captions, load_tokenizer, token_counts, vocabulary_digest
 
 from .sampling import (
-    GUIDANCE_SCALE,
     STEPS,
     TextFeatures,
     first_noise,
@@ -48,7 +47,7 @@ def prompt_features(
 
 
 def sampled_prompts(
-    prior: Checkpoint, prompts: Sequence[str], images: int, folder: Path, device: torch.device
+    prior: Checkpoint, prompts: Sequence[str], images: int, guidance_scale: float, folder: Path, device: torch.device
 ) -> Tensor:
     """Image embeddings (P * N, D) of P prompts by the prior of a checkpoint, on the CPU, prompt after prompt.
 
@@ -59,14 +58,14 @@ def sampled_prompts(
         "prompts": list(prompts),
         "images": images,
         "steps": STEPS,
-        "guidance_scale": GUIDANCE_SCALE,
+        "guidance_scale": guidance_scale,
         "scheduler": config_digest(dict(scheduler.config)),
         "prior": prior.component("prior").identity(),
         **_text_identity(prior),
     }
 
     def sample() -> Tensors:
-        return {"image_embeds": _sample(prior, scheduler, prompts, images, device)}
+        return {"image_embeds": _sample(prior, scheduler, prompts, images, guidance_scale, device)}
 
     return _kept(prior, record, sample, folder, device)["image_embeds"]
 
@@ -88,7 +87,14 @@ def _encode(prior: Checkpoint, captions: Sequence[str], device: torch.device) ->
     return TextFeatures.of(encode_captions(model, tokenizer, captions, device))
 
 
-def _sample(prior: Checkpoint, scheduler: Any, prompts: Sequence[str], images: int, device: torch.device) -> Tensor:
+def _sample(
+    prior: Checkpoint,
+    scheduler: Any,
+    prompts: Sequence[str],
+    images: int,
+    guidance_scale: float,
+    device: torch.device,
+) -> Tensor:
     from diffusers import PriorTransformer
 
     features = _encode(prior, [*prompts, ""], device)
@@ -96,7 +102,9 @@ def _sample(prior: Checkpoint, scheduler: Any, prompts: Sequence[str], images: i
     generators = seeded(len(prompts), images)
     text, null = features.rows(0, -1).repeated(images), features.rows(-1, None)
     noise = first_noise(model, generators).to(device)
-    return sample_image_embeds(model, scheduler, text, null, noise_BD=noise, generator=generators).cpu()
+    return sample_image_embeds(
+        model, scheduler, text, null, noise_BD=noise, generator=generators, guidance_scale=guidance_scale
+    ).cpu()
 
 
 def _load(component: Component, model_class: Any, device: torch.device) -> Any:

@@ -20,15 +20,15 @@ from .loop import After, Progress
 from .memory import apply_memory_options
 from .metrics import Metrics
 from .mixture import Mixture
+from .outcome import Outcome
 from .probe import probe_loss
-from .results import Results
 from .run_record import cache_record
 from .shapes import report_groups
 from .sharding import is_sharded, whole_state_dict
 from .stages import Stage
 from .start import first_state, make_geometry, make_seed, resumed_state
 from .stopping import ECHO, StopTogether, finish_step_on_signal
-from .validating import make_validating
+from .validating import is_over, make_validating
 from .validation_steps import validation_steps
 from .weights import Weights
 
@@ -78,11 +78,11 @@ class TrainingRun:
         seed = make_seed(config, accelerator, saved)
         self.mixture = Mixture(config, snapshots, seed)
         self.state = first_state(config, stage, self.mixture, self.geometry, seed)
-        self.results = Results(config, stage, weights)
+        self.outcome = Outcome(config, stage, weights)
         weights.prepare(stage.model, seed)
         if resumed and saved:
             state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
-            self.state = self.results.with_known_best(state)
+            self.state = self.outcome.with_known_best(state)
             weights.load(stage.model, resumed)
         apply_memory_options(stage.model, config)
         self.source = stage.make_source(self.mixture.samples, seed)
@@ -97,23 +97,25 @@ class TrainingRun:
     def train(self) -> TrainReport:
         """Run to the end, or to what stops it before, and write what there is to write."""
         first = self.state.step
-        validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
-        self._refuse_done(first, validating.is_over(self.state))
+        self._refuse_done(first)
         self._announce()
+        if self.accelerator.is_main_process:
+            self.outcome.prepare_upload()
+        validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
         try:
             self.metrics.start(self._record())
             return self._train(first, validating)
         finally:
             self.metrics.finish()
 
-    def _refuse_done(self, first: int, ended_early: bool) -> None:
+    def _refuse_done(self, first: int) -> None:
         """KcacheError where nothing is left to do. A run that was killed before it wrote its result has that to do."""
-        if first > self.max_steps or (first == self.max_steps and self.results.is_written(first)):
+        if first > self.max_steps or (first == self.max_steps and self.outcome.is_written(first)):
             raise KcacheError(
                 f"the run has {first:,} updates already and {self.max_steps:,} were asked for;"
                 " ask for more with --max-train-steps or --num-train-epochs"
             )
-        if ended_early and self.results.is_written(first):
+        if is_over(self.state, self.config.early_stopping) and self.outcome.is_written(first):
             raise KcacheError(
                 f"the run ended after {first:,} updates, as {self.state.worse} validations were not better than that of"
                 f" update {self.state.best_step:,}; give a larger --early-stopping, or none, to go on"
@@ -150,15 +152,15 @@ class TrainingRun:
                 )
 
             def stop(step: int) -> bool:
-                return validating.is_over(self.state) or all_stop(step)
+                return is_over(self.state, config.early_stopping) or all_stop(step)
 
             if first == 0:
                 validate(0)
             all_stop = StopTogether(self.accelerator, asked_to_stop, first)
             done = first
-            if not validating.is_over(self.state):
+            if not is_over(self.state, config.early_stopping):
                 done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
-            ended_early = validating.is_over(self.state)
+            ended_early = is_over(self.state, config.early_stopping)
             finished = done == self.max_steps or ended_early
             # Still inside: a signal now must not cut short what saves the run. And before the last probe.
             last_saved = self._save_checkpoint(done)
@@ -184,14 +186,14 @@ class TrainingRun:
         """Write the result: the best point where training ends early by it, else the last; returns the last probe."""
         with in_use(self.loop):
             last_probe = self._probe(step)
-            losses = {"first_probe": self.state.first_probe, "last_probe": last_probe, "held_out": self.state.best_loss}
-            known = {name: loss for name, loss in losses.items() if loss is not None}
             self.divergence.refuse_nan(self.model, step)  # an average may overflow where no weight does
             with self._main_saves() as main:
                 if main and self.config.early_stopping is not None and self.state.best_loss is not None:
-                    self.results.promote_best(self.state, known)
+                    self.outcome.promote_best(self.state)
                 elif main:
-                    self.results.save(self.model, self.state, known)
+                    self.outcome.save(self.model, self.state)
+        if self.accelerator.is_main_process:
+            self.outcome.upload()
         return last_probe
 
     @property
@@ -248,7 +250,7 @@ class TrainingRun:
         self.divergence.refuse_nan(self.model, step)
         with self._main_saves() as main:
             if main:
-                self.results.save_best(self.model, replace(self.state, step=step), loss)
+                self.outcome.save_best(self.model, replace(self.state, step=step))
 
     @contextmanager
     def _main_saves(self) -> Iterator[bool]:

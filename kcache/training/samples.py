@@ -62,6 +62,12 @@ class Samples:
         shard, row = (int(n) for n in self.snapshots[part].rows[at])
         return self.snapshots[part].cache.ids(shard)[row]
 
+    def caption(self, position: int) -> str:
+        """The first caption of a sample."""
+        part, at = self.place(position)
+        shard, row = (int(n) for n in self.snapshots[part].rows[at])
+        return str(self.snapshots[part].cache.samples(shard)[row]["captions"][0])
+
     def open(self, names: Sequence[str], *, check_crc: bool) -> list[Reader]:
         """Readers of some columns that together keep no more than `MAX_OPEN_FILES` files open."""
         share = max(1, MAX_OPEN_FILES // (len(names) * len(self.snapshots)))

@@ -1,15 +1,10 @@
 """How well sampled image embeddings match the true ones of held-out pictures."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from .objectives import Batch
-from .sampling import TextFeatures, first_noise, sample_image_embeds
 
 ROWS = 1024
 """Sampled embeddings that are compared with all true ones at a time: 4 KB for each row and thousand pictures."""
@@ -22,10 +17,6 @@ class Scores:
     cosine: float
     recall_at_1: float
     recall_at_5: float
-
-    def as_metrics(self) -> dict[str, float]:
-        """By the names that they are logged under."""
-        return {"cosine": self.cosine, "R@1": self.recall_at_1, "R@5": self.recall_at_5}
 
 
 def retrieval(sampled_ND: Tensor, true_ND: Tensor) -> Scores:
@@ -53,22 +44,3 @@ def retrieval(sampled_ND: Tensor, true_ND: Tensor) -> Scores:
         recall_at_1=float((rank <= 1).float().mean()),
         recall_at_5=float((rank <= 5).float().mean()),
     )
-
-
-def score_batches(model: Any, scheduler: Any, batches: Iterable[Batch], null: TextFeatures, **options: Any) -> Scores:
-    """`retrieval` of embeddings sampled for held-out samples; ``options`` are those of `sample_image_embeds`.
-
-    Sample n, counted over all batches, is sampled with seed n, so that the scores do not depend on the batch size, and
-    compare between two points of a run. The model is to be in evaluation mode.
-    """
-    sampled, true = [], []
-    count = 0
-    for batch in batches:
-        text = TextFeatures(batch["text_embeds"], batch["hidden_states"], batch["lengths"])
-        generators = [torch.Generator().manual_seed(count + i) for i in range(len(text.lengths))]
-        noise = first_noise(model, generators).to(text.lengths.device)
-        embeds = sample_image_embeds(model, scheduler, text, null, noise_BD=noise, generator=generators, **options)
-        sampled.append(embeds)
-        true.append(batch["image_embeds"].float().clone())  # the batch may be a buffer that is filled again
-        count += len(text.lengths)
-    return retrieval(torch.cat(sampled), torch.cat(true))

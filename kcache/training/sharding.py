@@ -104,7 +104,7 @@ def local(tensor: Any) -> Any:
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    part = tensor.detach().to_local()
+    part: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]  # detach promises a plain tensor
     return nn.Parameter(part) if tensor.requires_grad else part
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from kcache.checkpoints import Checkpoint
-from kcache.shards import Cache, Column, KcacheError, UsageError
+from kcache.shards import Cache, Column, KcacheError
 
 from .columns import decoder_columns, prior_columns, require_same_columns
 from .config import DecoderConfig, PriorConfig, TrainConfig
@@ -44,11 +44,11 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
     """The prior: caption -> image embedding. KcacheError when a cache does not fit the checkpoint."""
     from diffusers import DDPMScheduler, PriorTransformer
 
-    checkpoint = _checkpoint(config, config.pretrained_prior_model_name_or_path)
-    component = checkpoint.component("prior")
-    shape = component.config()
+    checkpoint = start_of(config)
     columns = [prior_columns(config, cache) for cache in caches]
     require_same_columns(caches, [[text, *images] for text, images in columns])
+    component = checkpoint.component("prior")  # downloaded if need be, so after what the caches alone can tell
+    shape = component.config()
     for cache, (text_column, images) in zip(caches, columns, strict=True):
         _require_prior_fits(config, cache, checkpoint, shape, text_column, images)
     model = component.load(PriorTransformer, torch.float32)
@@ -80,11 +80,11 @@ def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
     """The decoder: image embedding -> latents. KcacheError when a cache does not fit the checkpoint."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    checkpoint = _checkpoint(config, config.pretrained_decoder_model_name_or_path)
-    component = checkpoint.component("unet")
-    shape = component.config()
+    checkpoint = start_of(config)
     columns = [decoder_columns(config, cache) for cache in caches]
     require_same_columns(caches, [[*latents, *images] for latents, images in columns])
+    component = checkpoint.component("unet")  # downloaded if need be, so after what the caches alone can tell
+    shape = component.config()
     for cache, (latents, images) in zip(caches, columns, strict=True):
         _require_decoder_fits(config, cache, checkpoint, shape, latents, images)
     scheduler = DDPMScheduler.from_pretrained(str(checkpoint.component("scheduler").folder))
@@ -110,18 +110,9 @@ def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
 
 
 def _reading(config: TrainConfig, scheduler: Any, seed: int, training: bool) -> Reading:
-    weights = (1.0, *loss_weights(config)) if training and any(w != 1 for w in config.loss_weight) else None
+    weights = (1.0, *config.loss_weight) if training and any(w != 1 for w in config.loss_weight) else None
     dropout = config.conditioning_dropout if training else 0.0
     return Reading(seed, scheduler.config.num_train_timesteps, dropout, weights, config.check_crc)
-
-
-def loss_weights(config: TrainConfig) -> tuple[float, ...]:
-    """What a sample of each mixed cache counts in the loss. UsageError where there is not one for each."""
-    if len(config.loss_weight) not in (0, len(config.mix)):
-        raise UsageError(
-            f"{len(config.loss_weight)} --loss-weight for {len(config.mix)} --mix; give one for each, in their order"
-        )
-    return config.loss_weight or (1.0,) * len(config.mix)
 
 
 def _require_prior_fits(
@@ -169,14 +160,10 @@ def make_stage(config: PriorConfig | DecoderConfig, *caches: Cache) -> Stage:
     return prior_stage(config, caches) if isinstance(config, PriorConfig) else decoder_stage(config, caches)
 
 
-def checkpoint_name(config: PriorConfig | DecoderConfig) -> str:
-    """The checkpoint that training begins from."""
-    if isinstance(config, PriorConfig):
-        return config.pretrained_prior_model_name_or_path
-    return config.pretrained_decoder_model_name_or_path
-
-
-def _checkpoint(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:
+def start_of(config: TrainConfig) -> Checkpoint:
+    """The checkpoint that training begins from, which ``--revision`` and ``--variant`` are about."""
+    is_prior = isinstance(config, PriorConfig)
+    name = config.pretrained_prior_model_name_or_path if is_prior else config.pretrained_decoder_model_name_or_path
     return Checkpoint(name, config.revision, config.variant, config.cache_dir)
 
 

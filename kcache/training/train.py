@@ -14,6 +14,7 @@ from kcache.progress import logger
 from kcache.shards import KcacheError, UsageError, layout
 
 from . import checkpointing
+from .checks import check_config
 from .config import DecoderConfig, PriorConfig
 from .engine import make_accelerator, require_agreement
 from .mixture import open_caches, open_snapshots
@@ -27,6 +28,7 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
 
     KcacheError, before anything is written, when cache, checkpoint and options do not fit together.
     """
+    check_config(config)
     output_dir = Path(config.output_dir)
     caches = open_caches(config)
     accelerator = make_accelerator(config)

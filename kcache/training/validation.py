@@ -21,8 +21,9 @@ from .artists import PROMPT, DecoderArtist, HeldOutPictures, Picture, PriorArtis
 from .config import DecoderConfig, PriorConfig
 from .painter import STEPS, Painter
 from .prompts import prompt_features, sampled_prompts
-from .sampling import GUIDANCE_SCALE, sampling_scheduler
 from .sampling import STEPS as PRIOR_STEPS
+from .sampling import sampling_scheduler
+from .stages import start_of
 
 FOLDER = "validation"
 """Where in OUT the pictures and the encoded prompts are."""
@@ -38,9 +39,10 @@ class Artist(Protocol):
 class Validator:
     """Makes the same pictures whenever it is asked, with what the model has learned by then."""
 
-    def __init__(self, folder: Path, device: torch.device, artist: Artist) -> None:
-        """Pictures are written into ``folder``."""
+    def __init__(self, folder: Path, device: torch.device, artist: Artist, guidance_scale: float) -> None:
+        """Pictures are written into ``folder``; the guidance that they are made with is recorded beside them."""
         self._folder, self._device, self._artist = folder, device, artist
+        self._guidance_scale = guidance_scale
 
     def draw(self, model: Any, step: int) -> list[Picture]:
         """Make the pictures after update ``step``, write ``step-000500.png`` and ``.json``, and return them.
@@ -81,7 +83,7 @@ class Validator:
             "picture": path.name,
             "num_inference_steps": STEPS,
             "prior_num_inference_steps": PRIOR_STEPS,
-            "guidance_scale": GUIDANCE_SCALE,
+            "guidance_scale": self._guidance_scale,
             "cells": [{"caption": one.caption, "kind": one.kind, "seed": one.seed} for one in pictures],
         }
         durable.replace(path, sheet.getvalue())
@@ -114,7 +116,8 @@ def make_validator(
     durable.clear_dead_temporaries(output_dir / FOLDER)
     with _own_random_numbers(device):
         make = _prior_artist if stage_name == "prior" else _decoder_artist
-        return Validator(output_dir / FOLDER, device, make(config, output_dir / FOLDER, device, null_image, held_out))
+        artist = make(config, output_dir / FOLDER, device, null_image, held_out)
+        return Validator(output_dir / FOLDER, device, artist, config.validation_guidance_scale)
 
 
 def _prior_artist(
@@ -124,11 +127,12 @@ def _prior_artist(
     null_image: Tensor,
     held_out: HeldOutPictures | None,
 ) -> Artist:
-    prompts, prior = config.validation_prompts, _trained_from(config, config.pretrained_prior_model_name_or_path)
+    prompts, prior = config.validation_prompts, start_of(config)
     features, scheduler = prompt_features(prior, prompts, folder, device), sampling_scheduler(prior)
     decoder = _beside(config, config.pretrained_decoder_model_name_or_path)
-    painter = Painter(decoder, device, len(null_image), frozen_unet=True)
-    return PriorArtist(prompts, _images(config), features, scheduler, painter, null_image, config.resolution)
+    guidance = config.validation_guidance_scale
+    painter = Painter(decoder, device, len(null_image), frozen_unet=True, guidance_scale=guidance)
+    return PriorArtist(prompts, _images(config), features, scheduler, painter, null_image, config.resolution, guidance)
 
 
 def _decoder_artist(
@@ -139,9 +143,10 @@ def _decoder_artist(
     held_out: HeldOutPictures | None,
 ) -> Artist:
     prompts, prior = config.validation_prompts, _beside(config, config.pretrained_prior_model_name_or_path)
-    decoder = _trained_from(config, config.pretrained_decoder_model_name_or_path)
-    painter = Painter(decoder, device, len(null_image), frozen_unet=False)
-    sampled = sampled_prompts(prior, prompts, _images(config), folder, device) if prompts else None
+    decoder = start_of(config)
+    guidance = config.validation_guidance_scale
+    painter = Painter(decoder, device, len(null_image), frozen_unet=False, guidance_scale=guidance)
+    sampled = sampled_prompts(prior, prompts, _images(config), guidance, folder, device) if prompts else None
     if sampled is not None and sampled.shape[1] != len(null_image):
         raise KcacheError(
             f"the prior {prior.name_or_path} gives image embeddings of {sampled.shape[1]} and the cache has"
@@ -153,10 +158,6 @@ def _decoder_artist(
 def _images(config: PriorConfig | DecoderConfig) -> int:
     """Pictures of each prompt: as many as the reference makes where nobody said."""
     return config.num_validation_images or (4 if config.lora else 1)
-
-
-def _trained_from(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:
-    return Checkpoint(name, config.revision, config.variant, config.cache_dir)
 
 
 def _beside(config: PriorConfig | DecoderConfig, name: str) -> Checkpoint:

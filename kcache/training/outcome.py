@@ -8,44 +8,49 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kcache.checkpoints import Checkpoint, training_record
+from kcache.checkpoints import training_record
 from kcache.progress import logger
 from kcache.shards import durable
 from kcache.whole_folder import TEMPORARY, is_full, not_written, put_in_place, whole_folder
 
+from . import hub
+from .card import write_card
 from .checkpointing import RETRY, TrainState
 from .config import DecoderConfig, PriorConfig
-from .export import readme
 from .run_record import public_options
-from .stages import Stage, checkpoint_name
+from .stages import Stage, start_of
 from .weights import Weights
 
 BEST = "best"
 """The folder in OUT with the weights of the best validation; a result in its own right."""
 
 
-class Results:
+class Outcome:
     """Writes what a run leaves, each part whole or not at all. For the main process alone."""
 
     def __init__(self, config: PriorConfig | DecoderConfig, stage: Stage, weights: Weights) -> None:
         self._config, self._stage, self._weights = config, stage, weights
         self._output_dir = Path(config.output_dir)
-        trained_from = Checkpoint(checkpoint_name(config)).base().name_or_path
+        self._repo_id: str | None = None
+        # A LoRA belongs to the very weights it was trained on; a component stands for itself, wherever it began.
+        start = start_of(config)
+        trained_from = start.name_or_path if config.lora else start.base().name_or_path
         if Path(trained_from).is_dir():
             trained_from = str(Path(trained_from).resolve())  # so that the result works from any folder
         self._trained_from = trained_from
 
-    def save(self, model: Any, state: TrainState, losses: dict[str, float]) -> None:
+    def save(self, model: Any, state: TrainState) -> None:
         """The weights as they are now, as the result."""
         with self._staging() as folder:
             self._weights.save(model, folder)
-        self._describe(self._output_dir, state, losses)
+        self._describe(self._output_dir, state)
+        write_card(self._output_dir)
 
-    def save_best(self, model: Any, state: TrainState, loss: float) -> None:
+    def save_best(self, model: Any, state: TrainState) -> None:
         """The weights as they are now, as the best so far."""
         with whole_folder(self._output_dir / BEST, RETRY) as folder:
             self._weights.save(model, folder)
-            self._describe(folder, state, {"held-out loss": loss})
+            self._describe(folder, state)
 
     def with_known_best(self, state: TrainState) -> TrainState:
         """A resumed ``state``, without its best where OUT/best holds another: the run went on after that checkpoint.
@@ -63,11 +68,12 @@ class Results:
         )
         return replace(state, best_loss=None, best_step=None, worse=0)
 
-    def promote_best(self, state: TrainState, losses: dict[str, float]) -> None:
+    def promote_best(self, state: TrainState) -> None:
         """Make the best so far the result."""
         with self._staging() as folder:
             shutil.copytree(self._output_dir / BEST, folder, dirs_exist_ok=True)
-        self._describe(self._output_dir, state, losses)
+        self._describe(self._output_dir, state)
+        write_card(self._output_dir)
 
     def is_written(self, step: int) -> bool:
         """Whether OUT holds the result of a run that ended after this update."""
@@ -91,16 +97,17 @@ class Results:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _describe(self, folder: Path, state: TrainState, losses: dict[str, float]) -> None:
-        """``training.json``, which makes a folder one that can be begun from, and ``README.md``."""
+    def prepare_upload(self) -> None:
+        """Make the repository that ``--push-to-hub`` asks for; KcacheError before any training where that fails."""
+        self._repo_id = hub.prepare(self._config)
+
+    def upload(self) -> None:
+        """Upload the result where that was asked for."""
+        if self._repo_id is not None:
+            hub.upload(self._config, self._repo_id, self._output_dir)
+
+    def _describe(self, folder: Path, state: TrainState) -> None:
+        """``training.json``, which makes a folder one that can be begun from."""
         options = public_options(self._config) | {"seed": state.seed}
-        record = {
-            "stage": self._stage.name,
-            "trained_from": self._trained_from,
-            "step": state.step,
-            "losses": losses,
-            "options": options,
-        }
+        record = {"stage": self._stage.name, "trained_from": self._trained_from, "step": state.step, "options": options}
         durable.replace(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())
-        text = readme(self._output_dir, self._stage.name, self._trained_from, options)
-        durable.replace(folder / "README.md", text.encode())
