@@ -4,9 +4,10 @@ from typing import Any
 
 import click
 
-from kcache.cli.options import Choice, ListOption, make_config
+from kcache.cli.options import Choice, ListOption, Number, WholeNumber, make_config
 from kcache.cli.reference_options import takes_dataset_options
 from kcache.cli.sections import SectionedCommand, section
+from kcache.cli.shell import stopped_by_sigterm
 
 what = section("What is encoded")
 captions = section("Captions")
@@ -21,29 +22,29 @@ encoders = section("The encoders")
 @what(
     "--resolution",
     cls=ListOption,
-    type=click.IntRange(min=8),
+    type=WholeNumber(min=8),
     help="Side of the pictures for MoVQ, in pixels; several make a column each.  [default: as CACHE has, or 512]",
 )
 @what("--flip", is_flag=True, default=None, help="Also every picture mirrored, in columns of their own.")
 @what(
     "--random-crops",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Also N fixed square crops of every picture, in columns of their own.",
 )
 @what(
     "--crop-scale",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Smallest side of such a crop, of the largest square.  [default: 0.8]",
 )
-@what("--crop-seed", type=click.IntRange(min=0), help="Other crops for another seed.  [default: 0]")
+@what("--crop-seed", type=WholeNumber(min=0), help="Other crops for another seed.  [default: 0]")
 @what(
     "--buckets",
     is_flag=True,
     default=None,
     help="Also every picture in the nearest of some shapes of equal area, uncropped as far as that goes.",
 )
-@what("--bucket-step", type=click.IntRange(min=1), help="Sides of buckets are multiples of this.  [default: 64]")
+@what("--bucket-step", type=WholeNumber(min=1), help="Sides of buckets are multiples of this.  [default: 64]")
 @what(
     "--alpha",
     type=Choice(["white", "drop"]),
@@ -69,12 +70,12 @@ encoders = section("The encoders")
 @dataset_option("--where", metavar="EXPR", help="Only rows whose metadata fit: 'width >= 512 and \"cat\" in text'.")
 @dataset_option("--dataset-config-name", metavar="NAME", help="The configuration of a hub dataset.")
 @dataset_option("--split", metavar="NAME", help="The split of a datasets table.  [default: train]")
-@dataset_option("--streaming", is_flag=True, default=None, help="Read a hub dataset as it comes, without keeping it.")
+@dataset_option("--streaming/--no-streaming", default=None, help="Read a hub dataset as it comes, without keeping it.")
 @dataset_option("--rehash", is_flag=True, default=None, help="Read every file again: do not go by size and time.")
-@dataset_option("--max-pixels", type=click.IntRange(min=1), help="Larger pictures are set aside.  [default: 268435456]")
+@dataset_option("--max-pixels", type=WholeNumber(min=1), help="Larger pictures are set aside.  [default: 268435456]")
 @dataset_option(
     "--max-upscale",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     help="Say how many pictures had to be enlarged by more than this.  [default: 2.0]",
 )
 @cache_option("--dry-run", is_flag=True, default=None, help="Say what would be done, why, and what it takes.")
@@ -88,7 +89,7 @@ encoders = section("The encoders")
 @cache_option("--format", type=Choice(["tar", "h5"]), help="WebDataset or HDF5 shards.  [default: tar]")
 @cache_option(
     "--shard-size",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     help="Samples in a shard; a kill costs about one shard's encoding.  [default: 256]",
 )
 @encoders(
@@ -115,10 +116,10 @@ encoders = section("The encoders")
 @encoders("--device", metavar="NAME", help="Such as cuda:1 or cpu.  [default: the first GPU, else the CPU]")
 @encoders(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     help="Samples that an encoder takes at once; halved where memory is short.  [default: by the device; 16 on a CPU]",
 )
-@encoders("--workers", type=click.IntRange(min=1), help="Threads that decode pictures.  [default: cores, at most 8]")
+@encoders("--workers", type=WholeNumber(min=1), help="Threads that decode pictures.  [default: cores, at most 8]")
 @takes_dataset_options
 def encode(**options: Any) -> int:
     """Encode the captions and images of DATASET into CACHE, once; run it again whenever DATASET has changed.
@@ -140,10 +141,12 @@ def encode(**options: Any) -> int:
     """
     from kcache.cli.encode_summary import print_dry_run, print_summary
     from kcache.encoding.config import EncodeConfig
-    from kcache.encoding.encode import encode as encode_dataset
 
     config = make_config(EncodeConfig, options)
-    report = encode_dataset(config)
+    with stopped_by_sigterm():
+        from kcache.encoding.encode import encode as encode_dataset  # inside, for it takes seconds
+
+        report = encode_dataset(config)
     if config.dry_run:
         print_dry_run(config, report)
     else:

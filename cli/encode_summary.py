@@ -26,17 +26,19 @@ def print_dry_run(config: "EncodeConfig", report: "EncodeReport") -> None:
             (cost.unplanned, "not in the cache yet"),
             (changed, "changed"),
             (known - changed, "lacking this column"),
+            (len(report.taken_out), "to be taken out"),
         ]
         why = ", ".join(f"{n:,} {reason}" for n, reason in reasons if n) or "nothing to do"
         verb = "would refuse" if name in report.refused else "would encode"
         click.echo(
-            f"{name:{width}} {verb} {count(cost.samples, 'sample')}, about {size(cost.bytes)} of features,"
-            f" in about {duration(cost.seconds)}: {why}"
+            f"{name:{width}} {verb} {count(cost.samples, 'sample')}, about {size(cost.disk)} on disk"
+            f" ({size(cost.bytes)} of features), in about {duration(cost.seconds)}: {why}"
         )
-    bytes_, seconds = (sum(getattr(cost, key) for cost in report.estimates.values()) for key in ("bytes", "seconds"))
+    disk, features = (sum(getattr(cost, key) for cost in report.estimates.values()) for key in ("disk", "bytes"))
     click.echo(
-        f"{'total':{width}} about {size(bytes_)} of features, in about {duration(seconds)} of encoding here;"
-        " nothing was written"
+        f"{'total':{width}} about {size(disk)} on disk ({size(features)} of features), in about"
+        f" {duration(report.in_all)} here, {duration(report.beginning)} of it to begin and"
+        f" {duration(report.reading)} to read pictures; nothing was written"
     )
     for name, why in report.refused.items():
         click.echo(f"{name} was encoded otherwise: {why}")
@@ -45,10 +47,9 @@ def print_dry_run(config: "EncodeConfig", report: "EncodeReport") -> None:
 
 
 def _print_reasons(report: "EncodeReport") -> None:
-    by_reason: dict[str, list[str]] = {}
-    for sample, reason in report.changed.items():
-        by_reason.setdefault(reason, []).append(sample)
-    by_reason |= {"picture renamed, features stay": [f"{old} -> {new}" for new, old in report.renamed.items()]}
+    by_reason = _by_reason(report.changed) | {
+        "picture renamed, features stay": [f"{old} -> {new}" for new, old in report.renamed.items()]
+    }
     for reason, samples in by_reason.items():
         if samples:
             click.echo(f"{reason}: {_named(samples)}")
@@ -65,6 +66,8 @@ def print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
     rate = f" ({report.pictures / report.seconds:,.1f} images/s)" if report.pictures else ""
     if done:
         click.echo(f"Encoded {done} in {report.seconds:,.0f} s{rate}.")
+    elif report.shards_written:
+        click.echo(f"{config.cache} was brought up to date, with nothing to encode{_written(report)}.")
     else:
         click.echo(f"{config.cache} is up to date: nothing to encode.")
     if report.renamed:
@@ -72,6 +75,13 @@ def print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
     _print_warnings(config, report)
     for number, command in enumerate(_next_commands(config)):
         click.echo(f"{'     ' if number else 'Next:'} {command}")
+
+
+def _written(report: "EncodeReport") -> str:
+    """What a run changed that encoded nothing."""
+    counted = [(len(report.taken_out), "taken out"), (len(report.set_aside), "set aside")]
+    said = ", ".join(f"{count(number, 'sample')} {what}" for number, what in counted if number)
+    return f": {said}" if said else ""
 
 
 def _next_commands(config: "EncodeConfig") -> list[str]:
@@ -96,14 +106,19 @@ def _next_commands(config: "EncodeConfig") -> list[str]:
 
 def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What a reader of the summary may have to act on."""
-    if report.gone and config.prune:
-        click.echo(f"Taken out, for they are gone from the dataset: {_named(report.gone)}", err=True)
-    elif report.gone:
-        click.echo(f"Gone from the dataset, or not to be read any more: {_named(report.gone)}", err=True)
-        click.echo("  The cache keeps them and training uses them; --prune takes them out.", err=True)
+    kept = {sample: why for sample, why in report.gone.items() if sample not in report.taken_out}
+    if kept:
+        click.echo(f"Gone, and kept with their features: {count(len(kept), 'sample')}", err=True)
+        _print_listed(kept)
+        click.echo("  Training uses them; --prune takes them out.", err=True)
+    if report.taken_out:
+        verb = "Would be taken out" if config.dry_run else "Taken out"
+        click.echo(f"{verb} of the cache: {count(len(report.taken_out), 'sample')}", err=True)
+        _print_listed(report.taken_out)
     if report.cut:
         click.echo(f"{count(len(report.cut), 'caption')} longer than 77 tokens, cut as in the reference:", err=True)
-        _print_listed({sample: f"{tokens} tokens" for sample, tokens in report.cut.items()}, config, "--cut-captions")
+        tokens = {sample: f"{tokens} tokens" for sample, tokens in report.cut.items()}
+        _print_listed(tokens, f"'kcache info {config.cache} --cut-captions' lists them")
     if report.empty_captions:
         click.echo(f"{count(report.empty_captions, 'empty caption')}, encoded as the empty prompt.", err=True)
     if report.animated:
@@ -116,12 +131,23 @@ def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
                 err=True,
             )
     if report.set_aside:
-        click.echo(f"Set aside {count(len(report.set_aside), 'sample')} (exit code 3):", err=True)
-        _print_listed(report.set_aside, config, "--set-aside")
+        found = f", {report.found_bad:,} of them counted above as new or changed" if report.found_bad else ""
+        click.echo(f"Set aside {count(len(report.set_aside), 'sample')} (exit code 3){found}:", err=True)
+        _print_listed(report.set_aside, f"'kcache info {config.cache} --set-aside' lists them")
 
 
-def _print_listed(why: Mapping[str, str], config: "EncodeConfig", option: str) -> None:
-    for sample, reason in list(why.items())[:SHOWN]:
-        click.echo(f"  {sample}: {reason}", err=True)
-    if len(why) > SHOWN:
-        click.echo(f"  and {len(why) - SHOWN:,} more; 'kcache info {config.cache} {option}' lists them", err=True)
+def _print_listed(why: Mapping[str, str], all_of_them: str = "") -> None:
+    """Samples with their reasons; those with the same reason on one line. ``all_of_them`` says who names the rest."""
+    groups = list(_by_reason(why).items())
+    for reason, samples in groups[:SHOWN]:
+        click.echo(f"  {samples[0]}: {reason}" if len(samples) == 1 else f"  {reason}: {_named(samples)}", err=True)
+    unnamed = len(why) - sum(min(len(samples), SHOWN) for _, samples in groups[:SHOWN])
+    if unnamed and all_of_them:
+        click.echo(f"  {unnamed:,} of them not named here; {all_of_them}", err=True)
+
+
+def _by_reason(why: Mapping[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for sample, reason in why.items():
+        groups.setdefault(reason, []).append(sample)
+    return groups

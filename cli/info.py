@@ -46,6 +46,8 @@ def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool) -> None
 
 
 def _print(summary: "Summary") -> None:
+    from kcache.encoding.remembered import spelled
+
     click.echo(
         f"{summary.path}: {count(summary.samples, 'sample')} with {count(summary.captions, 'caption')}"
         f" in {count(summary.shards, 'shard')}"
@@ -53,11 +55,21 @@ def _print(summary: "Summary") -> None:
     )
     if summary.removed:
         click.echo(f"{count(summary.removed, 'sample')} taken out by --prune")
+    if summary.dataset_options:
+        click.echo(f"its dataset is read with {spelled(summary.dataset_options)}")
     for column in summary.columns:
         _print_column(summary, column)
     if summary.set_aside:
+        verb = "was" if len(summary.set_aside) == 1 else "were"
         click.echo(
-            f"{len(summary.set_aside):,} samples were set aside; 'kcache info {summary.path} --set-aside' lists them"
+            f"{count(len(summary.set_aside), 'sample')} {verb} set aside;"
+            f" 'kcache info {summary.path} --set-aside' lists them"
+        )
+    behind = [f"{c.behind:,} in '{c.name}'" for c in summary.columns if c.behind]
+    if behind:
+        click.echo(
+            f"behind their samples: {', '.join(behind)}; an encode was cut off, or left these columns out by --columns:"
+            f" run 'kcache encode DATASET {summary.path}' to bring them up to date"
         )
     unfinished = [c.name for c in summary.columns if c.shards < summary.shards]
     if unfinished:
@@ -66,9 +78,12 @@ def _print(summary: "Summary") -> None:
 
 def _print_column(summary: "Summary", column: "ColumnSummary") -> None:
     done = "" if column.shards == summary.shards else f", {column.shards:,} of {summary.shards:,} shards"
-    click.echo(f"\n{column.name}: {count(column.rows, 'sample')}, {size(column.bytes)}{done}")
+    behind = f", {column.behind:,} behind" if column.behind else ""
+    click.echo(f"\n{column.name}: {count(column.rows, 'sample')}, {size(column.bytes)}{done}{behind}")
     for name, kind in column.fields.items():
         click.echo(f"  {name:16} {kind}")
     source = column.notes.get("from", "unknown")
     click.echo(f"  made by          {column.encoder['class']} in {column.encode_dtype} from {source}")
+    if "alpha" in column.preprocessing:
+        click.echo(f"  transparency     --alpha {column.preprocessing['alpha']}")
     click.echo(f"  fingerprint      {column.fingerprint[:16]}")

@@ -55,6 +55,18 @@ class ListOption(click.Option):
         return f"{super().make_metavar(ctx)}..."
 
 
+class WholeNumber(click.IntRange):
+    """A whole number in a range, which is what messages call it; click says "integer range", as of two numbers."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A number in a range, which is what messages call it."""
+
+    name = "number"
+
+
 def is_spelled_as(kind: click.ParamType[Any], token: str) -> bool:
     """Whether a token can be meant as a value of this type: a number out of range is still a number, and no name."""
     try:

@@ -3,9 +3,12 @@
 import errno
 import importlib
 import logging
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
@@ -63,6 +66,27 @@ class Shell(LazyGroup):
         ctx.exit(code if type(code) is int else 0)  # a bool is no exit code
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received."""
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends a command as Ctrl-C does, with a sentence; only the main thread can arrange that."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def error_boundary(ctx: click.Context) -> Iterator[None]:
     """Turn what a command raised into one sentence on stderr and an exit code.
@@ -75,9 +99,12 @@ def error_boundary(ctx: click.Context) -> Iterator[None]:
         raise explain_missing_argument(error) from None
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
+    except Terminated:
+        click.echo("\nTerminated: what was committed or saved is kept.", err=True)
+        ctx.exit(143)  # 128 + SIGTERM, as shells count it
     except KeyboardInterrupt:
         click.echo("\nInterrupted: what was committed or saved is kept.", err=True)
-        ctx.exit(130)  # 128 + SIGINT, as shells count it
+        ctx.exit(130)  # 128 + SIGINT
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise

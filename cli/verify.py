@@ -2,7 +2,7 @@
 
 import click
 
-from kcache.cli.sizes import size
+from kcache.cli.sizes import count, size
 
 
 @click.command()
@@ -32,13 +32,16 @@ def verify(cache: str, deep: bool) -> int:
         click.echo(f"{fault.path}: {fault.problem}")
     for name, missing in result.missing_shards.items():
         if missing > 0:
-            click.echo(f"{name}: {missing:,} shards are not encoded yet; 'kcache encode DATASET {cache}' goes on")
-    checked = f"{result.files:,} files, {size(result.bytes)}" + (
+            verb = "is" if missing == 1 else "are"
+            click.echo(
+                f"{name}: {count(missing, 'shard')} {verb} not encoded yet; 'kcache encode DATASET {cache}' goes on"
+            )
+    checked = f"{count(result.files, 'file')}, {size(result.bytes)}" + (
         "" if deep else " (sizes and records; --deep reads all)"
     )
     if result.faults:
         click.echo(
-            f"{len(result.faults):,} faults in {checked}; copy those files again, or remove the commits of their"
+            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or remove the commits of their"
             " shards (commits/COLUMN/SHARD.*.json) and run 'kcache encode', which then encodes these shards again"
         )
         return 1

@@ -3,6 +3,7 @@
 from .cache import Cache
 from .columns import Column, Field
 from .commits import Commit
+from .dataset_options import dataset_options, keep_dataset_options
 from .errors import CacheError, DamageError, KcacheError, UsageError
 from .order import BatchOrder, MixedOrder, Stream, permutation
 from .reader import ColumnReader, read_null
@@ -30,6 +31,8 @@ __all__ = [
     "UsageError",
     "Verification",
     "cut_captions",
+    "dataset_options",
+    "keep_dataset_options",
     "permutation",
     "read_null",
     "read_rows",

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from . import durable, hdf5, layout, tar
-from .columns import Column, differences
+from .columns import Column, Field, differences
 from .commits import Commit, commit_of, digests, sha256
 from .errors import CacheError, DamageError
 from .index import dump_index
 from .records import Record, dump_lines, dump_record, load_lines, load_record
 
 _PACK = {"tar": tar.pack, "h5": hdf5.pack}
+_PACKED_SIZE = {"tar": tar.packed_size, "h5": hdf5.packed_size}
 
 
 class Cache:
@@ -244,6 +245,11 @@ class Cache:
             raise CacheError(
                 f"another process committed other rows as {path}; run the command again to go on from there"
             )
+
+
+def packed_size(container: str, rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:
+    """Bytes of a shard file of ``container``, by the bytes of every field of every row."""
+    return _PACKED_SIZE[container](rows, fields)
 
 
 def refuse_foreign_folder(root: Path) -> None:

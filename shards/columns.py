@@ -126,7 +126,16 @@ def differences(existing: Column, wanted: Column) -> list[str]:
         found += [f"{k} is {old.get(k)!r}, not {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
     if existing.encode_dtype != wanted.encode_dtype:
         found.append(f"encode dtype is {existing.encode_dtype}, not {wanted.encode_dtype}")
-    if existing.fields != wanted.fields:
+    stored = _store_dtype(existing), _store_dtype(wanted)
+    if stored[0] != stored[1]:
+        found.append("store dtype is {}, not {}".format(*stored))
+    elif existing.fields != wanted.fields:
         old_fields, new_fields = ([f"{f.name} {f.dtype} {list(f.shape)}" for f in c.fields] for c in (existing, wanted))
         found.append(f"fields are {old_fields}, not {new_fields}")
     return found
+
+
+def _store_dtype(column: Column) -> str:
+    """What its features are stored in, as options say it."""
+    names = {"float16": "fp16", "float32": "fp32"}
+    return next((names[field.dtype] for field in column.fields if field.dtype in names), "")

@@ -36,6 +36,13 @@ def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) ->
     return buffer.getvalue(), entries
 
 
+def packed_size(rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:
+    """Bytes of the HDF5 file of rows whose fields have so many bytes, to a few hundred."""
+    ragged = sum(field.is_ragged for field in fields)
+    datasets = 1 + len(fields) + ragged
+    return sum(map(sum, rows)) + 8 * len(rows) + 8 * (len(rows) + 1) * ragged + 120 + 300 * datasets
+
+
 def _write_field(file: "object", field: Field, arrays: list[npt.NDArray[np.generic]]) -> int:
     """Write one field; returns the place of its first byte in the file."""
     import h5py

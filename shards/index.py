@@ -26,6 +26,11 @@ def dump_index(entries: Entries) -> bytes:
     return _HEADER.pack(_MAGIC, _VERSION, rows, fields, _checksum(rows, fields, body)) + body
 
 
+def index_size(rows: int, fields: int) -> int:
+    """Bytes of an index file."""
+    return _HEADER.size + rows * fields * ENTRY.itemsize
+
+
 def load_index(data: bytes, name: str) -> Entries:
     """The entries in the bytes of an index file; ``name`` is for the error."""
     if len(data) >= _HEADER.size:

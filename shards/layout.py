@@ -11,6 +11,9 @@ CONTAINERS = ("tar", "h5")
 
 ROOT_RECORD = "kcache.json"
 COLUMNS = "columns"
+DATASET = "dataset"
+"""How the dataset is read, one record for each time that this was another."""
+
 SAMPLES = "samples"
 """The column of captions, image hashes and sizes; every other column holds features."""
 
@@ -53,6 +56,11 @@ def column(stem: str) -> str:
 def null(stem: str, sha256: str, suffix: str) -> str:
     """The null features of one column: a shard of one row, named by its content."""
     return f"{COLUMNS}/{stem}.null-{sha256[:8]}.{suffix}"
+
+
+def dataset(number: int) -> str:
+    """How the dataset is read since the ``number``-th change of that, counted from 1; the highest one counts."""
+    return f"{DATASET}/{number:06d}.json"
 
 
 def shard(stem: str, shard: int, sha256: str, suffix: str) -> str:

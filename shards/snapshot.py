@@ -66,8 +66,8 @@ class Snapshot:
         if self.stale_rows and not partial:
             of = ", ".join(f"{p.stale:,} in '{name}'" for name, p in self.pinned.items() if p.stale)
             raise CacheError(
-                f"{cache.root} has features of samples that have changed since ({of}): an encode was not finished;"
-                f" finish it with 'kcache encode DATASET {cache.root}'"
+                f"{cache.root} has features of samples that have changed since ({of}): the last encode was cut off, or"
+                f" left these columns out by --columns; bring them up to date with 'kcache encode DATASET {cache.root}'"
             )
         state: dict[str, object] = {
             n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards] for n, p in self.pinned.items()
@@ -139,7 +139,7 @@ def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: d
         if entries.shape != (commit.rows, len(column.fields)):
             raise DamageError(f"{commit.index['file']} has {len(entries):,} rows, its commit says {commit.rows:,}")
         if shard in edited:
-            outdated = _stale(column, commit, cache.samples(shard, edited[shard]))
+            outdated = stale_rows(column, commit, cache.samples(shard, edited[shard]))
             entries = entries.copy()
             entries[outdated] = 0
             stale += len(outdated)
@@ -149,7 +149,7 @@ def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: d
     return PinnedColumn(column, tuple(files), entries, stale)
 
 
-def _stale(column: Column, commit: Commit, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def stale_rows(column: Column, commit: Commit, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """The rows of a shard whose features are not those of the samples as they are now."""
     pairs = enumerate(zip(commit.keys, rows, strict=True))
     return [i for i, (key, row) in pairs if key is not None and key != column.key_of(row)]

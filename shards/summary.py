@@ -1,14 +1,17 @@
 """What a cache holds, counted from its records: columns, rows, bytes, what made them, and what was set aside."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import layout
 from .cache import Cache
+from .columns import Column
+from .dataset_options import dataset_options
 from .reader import ColumnReader
 from .records import Record
-from .snapshot import Snapshot
+from .snapshot import Snapshot, stale_rows
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class ColumnSummary:
     name: str
     shards: int
     rows: int
+    behind: int
+    """Rows whose samples have changed since they were encoded; training refuses the column for as long."""
     bytes: int
     fingerprint: str
     fields: dict[str, str]
@@ -40,16 +45,23 @@ class Summary:
     captions: int
     removed: int
     """Rows that `--prune` took out; their places are not used again by others."""
+    forgotten: int
+    """Rows that never had features and are of samples that the dataset has no more."""
+    dataset_options: Record
+    """How the last encode was told to read its dataset, where that is not the default."""
     set_aside: dict[str, str] = field(default_factory=dict)
     columns: list[ColumnSummary] = field(default_factory=list)
 
 
 def summarize(cache: Cache) -> Summary:
     """Read the records of a cache; no features are read."""
-    set_aside, captions, removed = {}, 0, 0
-    for row in _samples(cache):
+    set_aside, captions, removed, forgotten = {}, 0, 0, 0
+    generations = cache.commits(layout.SAMPLES)
+    edited = {shard: generation for shard, generation in generations.items() if generation > 1}
+    for row in itertools.chain.from_iterable(cache.samples(*commit) for commit in generations.items()):
         if "removed" in row:
-            removed += 1
+            forgotten += "set_aside" in row
+            removed += "set_aside" not in row
             continue
         captions += len(row["captions"])
         if "set_aside" in row:
@@ -60,11 +72,13 @@ def summarize(cache: Cache) -> Summary:
         container=cache.container,
         shard_size=cache.shard_size,
         shards=cache.shard_count,
-        samples=sum(len(cache.planned_ids(shard)) for shard in range(cache.shard_count)) - removed,
+        samples=sum(len(cache.planned_ids(shard)) for shard in range(cache.shard_count)) - removed - forgotten,
         captions=captions,
         removed=removed,
+        forgotten=forgotten,
+        dataset_options=dataset_options(cache),
         set_aside=set_aside,
-        columns=[_summarize_column(cache, name) for name in cache.column_names()],
+        columns=[_summarize_column(cache, cache.column(name), edited) for name in cache.column_names()],
     )
 
 
@@ -86,18 +100,16 @@ def cut_captions(cache: Cache) -> Iterator[tuple[str, str, str]]:
         reader.close()
 
 
-def _samples(cache: Cache) -> Iterator[dict[str, Any]]:
-    for shard, generation in cache.commits(layout.SAMPLES).items():
-        yield from cache.samples(shard, generation)
-
-
-def _summarize_column(cache: Cache, name: str) -> ColumnSummary:
-    column = cache.column(name)
+def _summarize_column(cache: Cache, column: Column, edited: Mapping[int, int]) -> ColumnSummary:
+    """``edited`` are the shards whose samples have been written anew, with their generation."""
+    name = column.name
     commits = [cache.commit(name, shard, generation) for shard, generation in cache.commits(name).items()]
+    rewritten = [commit for commit in commits if commit.shard in edited]
     return ColumnSummary(
         name=name,
         shards=len(commits),
         rows=sum(key is not None for commit in commits for key in commit.keys),
+        behind=sum(len(stale_rows(column, c, cache.samples(c.shard, edited[c.shard]))) for c in rewritten),
         bytes=sum(commit.bytes for commit in commits),
         fingerprint=column.fingerprint,
         fields={f.name: f"{f.dtype} {list(f.shape)}".replace("None", "*") for f in column.fields},

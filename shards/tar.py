@@ -31,10 +31,24 @@ def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) ->
                 info = tarfile.TarInfo(f"{first_row + i:09d}.{field.name}.npy")
                 info.size = len(member)
                 tar.addfile(info, io.BytesIO(member))
-                padded = -(-len(member) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                start = buffer.tell() - padded + len(member) - array.nbytes
+                start = buffer.tell() - _padded(len(member), tarfile.BLOCKSIZE) + len(member) - array.nbytes
                 entries[i, j] = (start, array.nbytes, zlib.crc32(array.tobytes()))
     return buffer.getvalue(), entries
+
+
+def packed_size(rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:
+    """Bytes of the tar of rows whose fields have so many bytes; ``fields`` are as `pack` takes them."""
+    block = tarfile.BLOCKSIZE
+    members = sum(block + _padded(_NPY_HEADER + nbytes, block) for row in rows for nbytes in row)
+    return _padded(members + 2 * block, tarfile.RECORDSIZE)
+
+
+def _padded(nbytes: int, unit: int) -> int:
+    return -(-nbytes // unit) * unit
+
+
+_NPY_HEADER = 128
+"""Bytes before the values of an array of few dimensions: numpy pads them to a multiple of 64."""
 
 
 def _npy(array: npt.NDArray[np.generic]) -> bytes:

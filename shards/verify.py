@@ -9,6 +9,7 @@ from pathlib import Path
 from . import layout
 from .cache import Cache
 from .commits import Commit
+from .dataset_options import dataset_options
 from .errors import CacheError
 from .index import load_index
 from .reader import read_null
@@ -47,9 +48,18 @@ def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] 
 
 
 def committed_bytes(cache: Cache) -> int:
-    """Bytes of all current shard files, by their sizes on disk; the total of `verify`'s progress."""
-    folders = [layout.SAMPLES, *cache.column_names()]
-    return sum(p.stat().st_size for name in folders for p in (cache.root / name).glob("*") if p.suffix != ".idx")
+    """Bytes of all current shard files, by their commits; the total of `verify`'s progress."""
+    return sum(commit.bytes for commit in _readable_commits(cache))
+
+
+def _readable_commits(cache: Cache) -> Iterator[Commit]:
+    """The current commits of all columns but those that are damaged, which `verify` names."""
+    for name in _columns(cache):
+        for shard, generation in cache.commits(name).items():
+            try:
+                yield cache.commit(name, shard, generation)
+            except CacheError:
+                continue
 
 
 def _faults(
@@ -67,6 +77,10 @@ def _faults(
         except (CacheError, KeyError, TypeError) as error:
             yield layout.plan(shard), str(error)
             rows.append(-1)
+    try:
+        dataset_options(cache)
+    except CacheError as error:
+        yield layout.DATASET, str(error)
     for name in _columns(cache):
         if name != layout.SAMPLES:
             yield from _column_faults(cache, name)

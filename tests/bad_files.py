@@ -27,7 +27,7 @@ def write_files(folder: Path) -> dict[str, str | None]:
         write(folder / name, data)
     (folder / "folder.png").mkdir()
     reasons = {**dict.fromkeys(odd), **{n: reason for n, (_, reason) in bad.items()}}
-    reasons["folder.png"] = "the file does not exist"
+    reasons["folder.png"] = "it is a folder, not a file"
     write_rows(folder, dict.fromkeys(reasons, "a caption"))
     return reasons
 

@@ -89,75 +89,136 @@ def test_what_was_set_aside_is_said_again_by_the_next_run(encode: Encode, datase
     done(encode(dataset, tmp_path / "cache"), code=3)
     result = done(encode(dataset, tmp_path / "cache"), code=3)
     assert counted(result)["image"] == {"hit": 1, "changed": 0, "new": 0, "gone": 0, "set aside": 3}
-    assert "  b.png: its metadata row has no caption\n" in result.stderr
-    assert "  c.png: its metadata row has no caption\n" in result.stderr
+    assert "  it has no caption: its 'text' is empty: 2 samples: b.png, c.png\n" in result.stderr
 
 
 def test_more_than_ten_samples_set_aside_are_listed_by_info(encode: Encode, tmp_path: Path) -> None:
     for i in range(12):
         write(tmp_path / "dataset" / f"{i:02}.png", picture())
     result = done(encode(tmp_path / "dataset", tmp_path / "cache"), code=3)
-    assert f"  and 2 more; 'kcache info {tmp_path / 'cache'} --set-aside' lists them" in result.stderr
     reason = "it has no caption: neither metadata.jsonl, metadata.csv nor a .txt file beside it"
+    assert f"  {reason}: 12 samples: 00.png, 01.png, " in result.stderr
+    assert f" and 2 more\n  2 of them not named here; 'kcache info {tmp_path / 'cache'} --set-" in result.stderr
     assert set_aside(tmp_path / "cache") == {f"{i:02}.png": reason for i in range(12)}
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"file_name": "a.png", "text": "x"}\n{oops', ":2 is not JSON: Expecting property name"),
-        ('\n["a.png"]', ":2 is not a JSON object with file_name and a caption"),
-        ('{"text": "x"}', ":1 has no file_name (it has: 'text'); name the picture relative to the metadata file"),
-        ('{"file_name": "../x.png", "text": "x"}', ":1 names '../x.png', which lies outside of its folder"),
-        ('{"file_name": "/x.png", "text": "x"}', ":1 names '/x.png', which lies outside of its folder"),
-        ('{"file_name": "a.png", "prompt": "x", "n": 1}', ":1 has no column 'text' (it has: 'prompt', 'n'); choose"),
-        ('{"file_name": "a.png", "text": 5}', ":1: column 'text' is neither a caption nor a list of captions: 5"),
-        ('{"file_name": "a.png", "text": "\\ud800"}', ":1: column 'text' has half of a surrogate pair"),
-        ('{"file_name": "a.png", "text": "x"}\n{"file_name": "./a.png", "text": "y"}', ":2 names 'a.png', as "),
-    ],
-)
-def test_a_bad_row_of_metadata_jsonl_is_named_by_its_line(
-    encode: Encode, dataset: Path, tmp_path: Path, line: str, said: str
+BAD_LINES = {
+    "{oops": "it is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    '["a.png"]': "it is no JSON object with file_name and a caption",
+    '{"text": "x"}': "it has no file_name (it has: 'text'); name the picture relative to this file",
+    '{"file_name": 7, "text": "x"}': "it has no file_name (it has: 'file_name', 'text'); name the picture",
+    '{"file_name": "../x.png", "text": "x"}': "it names '../x.png', which lies outside of its folder",
+    '{"file_name": "/x.png", "text": "x"}': "it names '/x.png', which lies outside of its folder",
+    '{"file_name": "./a.png", "text": "y"}': "it names 'a.png', as metadata.jsonl:1 did; give it one row, with a list",
+    '{"file_name": "\\ud800.png", "text": "y"}': "its file_name has half of a surrogate pair, which is no character: ",
+    '{"file_name": "caf\udce9.png", "text": "y"}': "it is not UTF-8 text; save the file as UTF-8",
+}
+"""Lines of metadata that name no picture, and why they are set aside."""
+
+HALF_OF_A_PAIR = r"its 'text' has half of a surrogate pair, which is no character: '\ud800'"
+BAD_CAPTIONS = {
+    '{"file_name": "b.png", "prompt": "x", "n": 1}': "it has no 'text' (it has: 'file_name', 'prompt', 'n')",
+    '{"file_name": "b.png", "text": 5}': "its 'text' is neither a caption nor a list of captions: 5",
+    r'{"file_name": "b.png", "text": "\ud800"}': HALF_OF_A_PAIR,
+    '{"file_name": "b.png", "text": null}': "it has no caption: its 'text' is empty",
+}
+"""Lines of metadata that name a picture without a caption, and why it is set aside."""
+
+
+def write_lines(path: Path, *lines: str) -> None:
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+
+
+def test_every_bad_row_of_metadata_is_set_aside_and_the_others_are_encoded(
+    encode: Encode, dataset: Path, tmp_path: Path
 ) -> None:
-    (dataset / "metadata.jsonl").write_text(line + "\n")
-    assert refused(encode(dataset, tmp_path / "cache")).startswith(f"{dataset / 'metadata.jsonl'}{said}")
+    good = '{"file_name": "a.png", "text": "x"}'
+    for line, reason in BAD_CAPTIONS.items():
+        write_lines(dataset / "metadata.jsonl", good, line, '{"file_name": "c.png", "text": "z"}')
+        assert set_aside_by(encode, dataset, tmp_path) == {"b.png": reason}, line
+    write_lines(dataset / "metadata.jsonl", good, "", *BAD_LINES)
+    found = set_aside_by(encode, dataset, tmp_path)
+    expected = {f"metadata.jsonl:{number}": reason for number, reason in enumerate(BAD_LINES.values(), 3)}
+    without_row = dict.fromkeys(("b.png", "c.png"), "it has no row in the metadata")
+    assert found.keys() == (expected | without_row).keys()
+    for place, reason in (expected | without_row).items():
+        assert found[place].startswith(reason), place
+
+
+def set_aside_by(encode: Encode, dataset: Path, tmp_path: Path) -> dict[str, str]:
+    """What a new cache sets aside, and the same once more by a second run."""
+    cache = tmp_path / f"cache-{len(list(tmp_path.iterdir()))}"
+    done(encode(dataset, cache, "--columns", "text"), code=3)
+    first = set_aside(cache)
+    again = done(encode(dataset, cache, "--columns", "text"), code=3)
+    assert counted(again)["text"]["set aside"] == len(first)
+    assert set_aside(cache) == first
+    return first
+
+
+@pytest.mark.parametrize("line", [line for line in BAD_LINES if "./a.png" not in line])
+def test_metadata_without_one_good_row_is_an_error_that_names_the_first(
+    encode: Encode, dataset: Path, tmp_path: Path, line: str
+) -> None:
+    write_lines(dataset / "metadata.jsonl", line, '{"file_name": 1, "text": "x"}')
+    said = refused(encode(dataset, tmp_path / "cache"))
+    assert said.startswith(f"dataset {dataset} has no row that can be used; the first is metadata.jsonl:1: it")
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_caption_column_that_no_row_has_is_answered_with_those_there_are(
+    encode: Encode, dataset: Path, tmp_path: Path
+) -> None:
+    write_lines(dataset / "metadata.jsonl", '{"file_name": "a.png", "prompt": "x", "n": 1}')
+    said = refused(encode(dataset, tmp_path / "cache"))
+    assert said == (
+        f"dataset {dataset} has no column 'text' (it has: 'file_name', 'n', 'prompt'); choose one with --caption-column"
+    )
+
+
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("row", "place", "reason"),
     [
         (
-            "file_name,caption\na.png,x\n",
-            ":2 has no column 'text' (it has: 'caption'); choose one with --caption-column",
+            "a.png,a fox, orange",
+            3,
+            "it has 1 more cells than the header; put a caption that contains a comma in double",
         ),
-        ("file_name;text\na.png;x\n", ":2 has no file_name (it has: 'file_name;text')"),
-        ("file_name,text\na.png,a fox, orange\n", ":2 has 1 more cells than the header; put a caption that contains"),
-        ("file_name,text\na.png,x\na.png,y\n", ":3 names 'a.png', as "),
-        ("file_name,text\na.png," + "x" * 200_000 + "\n", ":1 is not CSV: field larger than field limit"),
+        ("c.png,again", 3, "it names 'c.png', as metadata.csv:2 did; give it one row, with a list of captions"),
+        ("a.png," + "x" * 200_000, 3, "it is not CSV: field larger than field limit"),
+        ("a.png,caf\udce9", 3, "it is not UTF-8 text; save the file as UTF-8"),
+        (",x", 3, "it has no file_name (it has: 'file_name', 'text'); name the picture relative to this file"),
     ],
 )
-def test_a_bad_row_of_metadata_csv_is_named_by_its_line(
-    encode: Encode, dataset: Path, tmp_path: Path, table: str, said: str
+def test_a_bad_row_of_metadata_csv_is_set_aside_by_its_line(
+    encode: Encode, dataset: Path, tmp_path: Path, row: str, place: int, reason: str
 ) -> None:
-    (dataset / "metadata.csv").write_text(table)
-    assert refused(encode(dataset, tmp_path / "cache")).startswith(f"{dataset / 'metadata.csv'}{said}")
+    write_lines(dataset / "metadata.csv", "file_name,text", "c.png,good", row, "b.png,good too")
+    found = set_aside_by(encode, dataset, tmp_path)
+    assert found.keys() == {f"metadata.csv:{place}", "a.png"}
+    assert found[f"metadata.csv:{place}"].startswith(reason)
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("header", "said"),
     [
-        ("metadata.jsonl", '{"file_name": "b.png", "text": ""}\n{"file_name": "a.png", "text": "café"}'),
-        ("metadata.csv", "file_name,text\na.png,café"),
+        ("file_name;text", "is one cell, 'file_name;text': it is separated by semicolons, and a .csv file has commas;"),
+        (
+            "file_name\ttext",
+            "is one cell, 'file_name\\ttext': it is separated by tabs, and a .csv file has commas; save",
+        ),
+        ("file_name,t\udcebxt", "is not UTF-8 text; save the table as UTF-8"),
+        (
+            "file_name," + "x" * 200_000,
+            ":1 is not CSV: field larger than field limit (131072); its first line must name",
+        ),
     ],
 )
-def test_metadata_that_is_not_utf_8_is_named(
-    encode: Encode, dataset: Path, tmp_path: Path, name: str, text: str
-) -> None:
-    write(dataset / name, text.encode("latin-1"))
-    said = refused(encode(dataset, tmp_path / "cache"))
-    assert said.startswith(f"{dataset / name} is not UTF-8 text: ")
-    assert said.endswith(" of line 2")
+def test_a_header_that_is_none_is_named(encode: Encode, dataset: Path, tmp_path: Path, header: str, said: str) -> None:
+    write_lines(dataset / "metadata.csv", header, "a.png;x")
+    sentence = refused(encode(dataset, tmp_path / "cache"))
+    assert str(dataset / "metadata.csv") in sentence
+    assert said in sentence
 
 
 def test_a_caption_file_that_is_not_utf_8_sets_its_picture_aside(encode: Encode, dataset: Path, tmp_path: Path) -> None:
@@ -220,7 +281,7 @@ def test_a_link_that_leads_nowhere_and_a_folder_named_as_a_picture_do_no_harm(
     write_rows(dataset, dict.fromkeys(("a.png", "b.png", "c.png", "link.png", "folder.png"), "a caption"))
     done(encode(dataset, tmp_path / "cache"), code=3)
     assert set_aside(tmp_path / "cache") == {
-        "folder.png": "the file does not exist",
+        "folder.png": "it is a folder, not a file",
         "link.png": "the file cannot be read: No such file or directory",
     }
 
@@ -242,10 +303,17 @@ def test_any_file_name_is_an_id_as_it_is(encode: Encode, tmp_path: Path, contain
     assert done(kcache("verify", cache, "--deep")).stdout.startswith("No fault")
 
 
-def test_a_file_name_that_is_no_text_is_named_and_refused(encode: Encode, dataset: Path, tmp_path: Path) -> None:
-    write(Path(os.fsdecode(os.fsencode(dataset) + b"/caf\xe9.png")), picture())
-    said = refused(encode(dataset, tmp_path / "cache"))
-    assert said == rf"the name of 'caf\udce9.png' in {dataset} is not valid UTF-8; rename the file"
+def test_a_file_name_that_is_no_text_is_escaped_and_set_aside(encode: Encode, dataset: Path, tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"r\xe9pertoire/d.png", b"caf\xe9.txt"):
+        write(Path(os.fsdecode(os.fsencode(dataset) + b"/" + name)), picture())
+    for name in "abc":
+        write(dataset / f"{name}.txt", b"a caption")
+    unnamed = dict.fromkeys(
+        (r"caf\xe9.png", r"r\xe9pertoire/d.png"), "its name is not UTF-8, which an id must be; rename it"
+    )
+    assert set_aside_by(encode, dataset, tmp_path) == unnamed
+    write_rows(dataset, dict.fromkeys(("a.png", "b.png", "c.png"), "a caption"))
+    assert set_aside_by(encode, dataset, tmp_path) == unnamed
 
 
 def test_two_files_with_the_same_stem_are_two_samples(encode: Encode, tmp_path: Path) -> None:
@@ -290,7 +358,8 @@ def test_rows_of_a_table_without_image_or_caption_are_set_aside(encode: Encode, 
     values = [image and {"bytes": image, "path": None} for image in images]
     table, cache = saved(tmp_path / "table", image=values, text=["a", "b", "c", None]), tmp_path / "cache"
     done(encode(table, cache), code=3)
-    expected = {"row 1 has no image: it is empty", "row 3 has no caption", "it is not a picture in a known format"}
+    no_caption = "row 3: it has no caption: its 'text' is empty"
+    expected = {"row 1 has no image: it is empty", no_caption, "it is not a picture in a known format"}
     assert set(set_aside(cache).values()) == expected
     assert len(features(Cache(cache), "image")) == 1
     assert counted(done(encode(table, cache), code=3))["image"] == {

@@ -66,6 +66,16 @@ def test_an_error_at_any_step_of_a_write_leaves_what_can_be_completed(
     assert tree(tmp_path / "cache", without=("index",)) == tree(tmp_path / "undisturbed", without=("index",))
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_cannot_be_written_to_is_said_to_be(
+    encode: Encode, whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    cache = shutil.copytree(whole, tmp_path / "cache")
+    fail_after(monkeypatch, 0, number)
+    said = refused(encode(pictures, cache, "--resolution", "16"))
+    assert said.startswith(f"the cache {cache} cannot be written to ({os.strerror(number)}); make its folder writable,")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with 128 KB, less than the ten pictures need."""

@@ -110,10 +110,13 @@ def test_links_devices_and_names_that_leave_the_tar_are_not_followed(tmp_path: P
     }
 
 
-def test_a_name_in_a_tar_that_is_no_text_is_named_and_refused(tmp_path: Path) -> None:
-    tar = make_tar(tmp_path / "t.tar", {"caf\udce9.jpg": IMAGES["a"]})
-    with pytest.raises(KcacheError, match=r"the name of 'caf\\udce9.jpg' in .*t.tar is not valid UTF-8"):
-        opened(tar)
+def test_a_name_in_a_tar_that_is_no_text_is_escaped_and_set_aside(encode: Encode, tmp_path: Path) -> None:
+    members = {"caf\udce9.jpg": IMAGES["a"], "b.jpg": IMAGES["b"], "b.txt": b"see"}
+    tar = make_tar(tmp_path / "t.tar", members)
+    assert captions(opened(tar).samples) == {"t.tar/b.jpg": ["see"]}
+    done(encode(tar, tmp_path / "cache", "--columns", "text"), code=3)
+    reason = "its name is not UTF-8, which an id must be; rename it"
+    assert set_aside(tmp_path / "cache") == {r"t.tar/caf\xe9.jpg": reason}
 
 
 def test_a_tar_that_got_shorter_after_it_was_opened_is_an_error_of_its_samples(tmp_path: Path) -> None:
@@ -138,11 +141,18 @@ def test_a_damaged_tar_is_encoded_as_far_as_it_goes(encode: Encode, tmp_path: Pa
 
 
 def test_an_address_in_a_table_is_answered_with_img2dataset(tmp_path: Path) -> None:
-    table = write_table(tmp_path / "t.csv", [{"image": "https://example.org/a.jpg", "text": "x"}])
-    with pytest.raises(KcacheError) as error:
-        opened(table)
-    assert str(error.value).startswith(f"{table}:2: 'https://example.org/a.jpg' is an address, and kcache downloads no")
-    assert "img2dataset" in str(error.value)
+    make_pictures(tmp_path / "d", "a")
+    rows = [{"file_name": name, "text": "x"} for name in ("https://example.org/a.jpg", "d/a.png")]
+    said = "'https://example.org/a.jpg' is an address, and kcache downloads no pictures; fetch them first with img2d"
+    for table in (tmp_path / "t.csv", tmp_path / "metadata.jsonl"):
+        samples = opened(write_table(table, rows) if table.suffix == ".csv" else in_folder(table, rows)).samples
+        assert list(captions(samples)) == ["d/a.png"]
+        (reason,) = faults(samples).values()
+        assert reason.startswith(said)
+
+
+def in_folder(table: Path, rows: list[dict[str, str]]) -> Path:
+    return write_table(table, rows).parent
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from commands import Encode, copy_old, counted, done, encode_with, kcache, make_old, refused, stamps, tree
 from folders import picture, set_aside, write, write_rows
+from sources import img2dataset
 from support import features, ids, metrics
+from test_encode_command import spy_on_pictures
 from test_year import encoded, nudged
 
 from kcache.shards import Cache, CacheError, ColumnReader, Snapshot, durable
@@ -72,7 +74,7 @@ def test_a_dry_run_gives_the_reason_of_every_change_and_changes_nothing(
         assert line in result.stdout.splitlines()
     assert "text         would encode 4 samples, about " in result.stdout
     assert ": 1 not in the cache yet, 3 changed\n" in result.stdout
-    assert "Gone from the dataset, or not to be read any more: 1 sample: e.png" in result.stderr
+    assert "Gone, and kept with their features: 1 sample\n  e.png: gone from the dataset\n" in result.stderr
     assert (tree(cache), stamps(cache)) == before
 
 
@@ -158,6 +160,122 @@ def test_pictures_on_a_disk_that_is_not_there_today_cost_nothing(encode: Encode,
     assert tree(cache, without=("index",)) == before
 
 
+def test_captions_that_are_not_there_today_cost_nothing(encode: Encode, start: tuple[Path, Path]) -> None:
+    dataset, cache = start
+    before = tree(cache, without=("index",))
+    (dataset / "metadata.jsonl").rename(dataset / "metadata.jsonl.bak")
+    lost = "lost its caption (it has no caption: neither metadata.jsonl, metadata.csv nor a .txt file beside it)"
+    for options in (["--dry-run"], []):
+        result = done(encode(dataset, cache, *options))
+        assert counted(result)["text"] == {"hit": 0, "changed": 0, "new": 0, "gone": 5, "set aside": 0}
+        assert f"  {lost}: 5 samples: a.png, b.png, c.png, d.png, e.png\n" in result.stderr
+        assert tree(cache, without=("index",)) == before
+    (dataset / "metadata.jsonl.bak").rename(dataset / "metadata.jsonl")
+    assert encoded(done(encode(dataset, cache))) == {}
+    assert tree(cache, without=("index",)) == before
+
+
+def test_one_caption_that_is_lost_is_kept_until_it_is_pruned(encode: Encode, start: tuple[Path, Path]) -> None:
+    dataset, cache = start
+    recaption(dataset, b=[])
+    lost = "lost its caption (it has no caption: its 'text' is empty)"
+    result = done(encode(dataset, cache))
+    assert counted(result)["text"] == {"hit": 4, "changed": 0, "new": 0, "gone": 1, "set aside": 0}
+    assert len(features(Cache(cache), "text")) == 5
+    dry = done(encode(dataset, cache, "--prune", "--dry-run"), code=3)
+    assert f"taken out    1: {lost}\n" in dry.stderr
+    assert f"Would be taken out of the cache: 1 sample\n  b.png: {lost}\n" in dry.stderr
+    assert "about 0 s: 1 to be taken out\n" in dry.stdout
+    pruned = done(encode(dataset, cache, "--prune"), code=3)
+    assert f"taken out    1: {lost}\n" in pruned.stderr
+    assert f"Taken out of the cache: 1 sample\n  b.png: {lost}\n" in pruned.stderr
+    up_to_date = f"{cache} was brought up to date, with nothing to encode: 1 sample taken out, 1 sample set aside."
+    assert up_to_date in pruned.stdout
+    assert set(features(Cache(cache), "text")) == {"a.png", "c.png", "d.png", "e.png"}
+    assert "is up to date: nothing to encode" in done(encode(dataset, cache), code=3).stdout
+    recaption(dataset)
+    assert encoded(done(encode(dataset, cache))) == dict.fromkeys(COLUMNS, 1)
+
+
+def test_a_picture_that_broke_is_said_to_be_taken_out_before_it_is(encode: Encode, start: tuple[Path, Path]) -> None:
+    dataset, cache = start
+    make_old(write(dataset / "b.png", b"no picture"))
+    reason = "it is not a picture in a known format"
+    for options, verb in ((["--dry-run"], "Would be taken out"), ([], "Taken out")):
+        result = done(encode(dataset, cache, *options), code=3)
+        assert counted(result)["image"] == {"hit": 4, "changed": 0, "new": 0, "gone": 0, "set aside": 1}
+        assert f"taken out    1: {reason}\n" in result.stderr
+        assert f"{verb} of the cache: 1 sample\n  b.png: {reason}\n" in result.stderr
+    assert set_aside(cache) == {"b.png": reason}
+
+
+def test_what_is_found_to_be_bad_only_while_it_is_encoded_is_said_to_be(
+    encode: Encode, start: tuple[Path, Path]
+) -> None:
+    dataset, cache = start
+    make_old(write(dataset / "new.png", b"no picture"))
+    recaption(dataset, new="one more")
+    result = done(encode(dataset, cache), code=3)
+    assert counted(result)["image"]["new"] == 1
+    assert "Set aside 1 sample (exit code 3), 1 of them counted above as new or changed:" in result.stderr
+
+
+def test_what_was_set_aside_and_is_there_no_more_is_forgotten(encode: Encode, start: tuple[Path, Path]) -> None:
+    dataset, cache = start
+    good = (dataset / "metadata.jsonl").read_text()
+    (dataset / "metadata.jsonl").write_text(good + '{"file_name": "lost.png", "text": "x"}\n{oops\n')
+    done(encode(dataset, cache), code=3)
+    assert set(set_aside(cache)) == {"lost.png", "metadata.jsonl:7"}
+    (dataset / "metadata.jsonl").write_text(good)
+    result = done(encode(dataset, cache))
+    assert counted(result)["text"] == {"hit": 5, "changed": 0, "new": 0, "gone": 0, "set aside": 0}
+    assert "Gone" not in result.stderr
+    assert set_aside(cache) == {}
+    shown = done(kcache("info", cache)).stdout
+    assert "5 samples with 5 captions" in shown
+    assert "--prune" not in shown
+    assert "is up to date: nothing to encode" in done(encode(dataset, cache)).stdout
+    (dataset / "metadata.jsonl").write_text(good + '{"file_name": "lost.png", "text": "x"}\n')
+    done(encode(dataset, cache), code=3)
+    assert set_aside(cache) == {"lost.png": "the file does not exist"}
+
+
+def test_the_record_of_a_damaged_tar_goes_away_when_it_is_mended(encode: Encode, tmp_path: Path) -> None:
+    tar, cache = img2dataset(tmp_path / "t.tar", {f"0{n}": {"text": n} for n in "abcd"}), tmp_path / "cache"
+    whole = tar.read_bytes()
+    make_old(write(tar, whole.rstrip(b"\0")[:-600]))
+    done(encode(tar, cache, "--columns", "text"), code=3)
+    assert set(set_aside(cache)) == {"t.tar"}
+    make_old(write(tar, whole))
+    assert "t.tar\n" not in done(encode(tar, cache, "--columns", "text")).stderr
+    assert set_aside(cache) == {}
+    assert "4 samples with 4 captions" in done(kcache("info", cache)).stdout
+
+
+def test_pictures_that_are_set_aside_for_their_captions_are_not_opened(
+    encode: Encode, start: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, cache = start
+    for name in "fgh":
+        repaint(dataset, name)
+    done(encode(dataset, cache), code=3)
+    opened = spy_on_pictures(monkeypatch)
+    done(encode(dataset, cache), code=3)
+    assert opened == []
+
+
+def test_a_picture_moved_over_another_is_another_picture_under_a_known_name(
+    encode: Encode, start: tuple[Path, Path]
+) -> None:
+    dataset, cache = start
+    (dataset / "b.png").unlink()
+    (dataset / "a.png").rename(dataset / "b.png")
+    recaption(dataset, a=None, b="the letter a")
+    result = done(encode(dataset, cache))
+    assert encoded(result) == dict.fromkeys(COLUMNS, 1)
+    assert "  a.png: gone from the dataset\n" in result.stderr
+
+
 def test_pruned_samples_are_out_of_every_column_and_of_info_and_their_bytes_out_of_the_shards(
     encode: Encode, start: tuple[Path, Path]
 ) -> None:
@@ -165,7 +283,7 @@ def test_pruned_samples_are_out_of_every_column_and_of_info_and_their_bytes_out_
     (dataset / "b.png").unlink()
     recaption(dataset, b=None)
     result = done(encode(dataset, cache, "--prune"))
-    assert "Taken out, for they are gone from the dataset: 1 sample: b.png" in result.stderr
+    assert "Taken out of the cache: 1 sample\n  b.png: gone from the dataset\n" in result.stderr
     opened = Cache(cache)
     for column in COLUMNS:
         assert set(features(opened, column)) == {"a.png", "c.png", "d.png", "e.png"}
@@ -204,8 +322,10 @@ def test_what_was_set_aside_is_tried_again_when_the_limit_is_another(
     assert encoded(done(encode(dataset, cache, "--max-pixels", "500"), code=3)) == dict.fromkeys(COLUMNS, 1)
     assert set(set_aside(cache)) == {"b.png", "c.png"}
     assert "more than --max-pixels 500" in set_aside(cache)["b.png"]
-    assert encoded(done(encode(dataset, cache, "--max-pixels", "500"), code=3)) == {}
-    assert encoded(done(encode(dataset, cache))) == dict.fromkeys(COLUMNS, 2)
+    before = tree(cache)
+    assert encoded(done(encode(dataset, cache), code=3)) == {}, "the limit is as the cache has it"
+    assert tree(cache) == before
+    assert encoded(done(encode(dataset, cache, "--max-pixels", "268435456"))) == dict.fromkeys(COLUMNS, 2)
     # A limit that comes later takes nothing away from what could be decoded before.
     done(encode(dataset, cache, "--max-pixels", "500"))
     assert len(features(Cache(cache), "image")) == 3
@@ -332,7 +452,7 @@ def test_training_refuses_rows_whose_sample_has_changed_since(
     assert opened.commits("samples") == {0: 2, 1: 1}
     assert opened.commits("latents-32") == {0: 1, 1: 1}
     with pytest.raises(
-        CacheError, match=r"has features of samples that have changed since \(.*1 in 'latents-32'\): an"
+        CacheError, match=r"has features of samples that have changed since \(.*1 in 'latents-32'\): the last"
     ):
         Snapshot(opened, ["image", "latents-32"])
     partial = Snapshot(opened, ["latents-32"], partial=True)

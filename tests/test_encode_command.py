@@ -1,6 +1,7 @@
 """`kcache encode`, `info` and `verify` as they are typed: what is encoded, what is not, and what is said."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from commands import (
     tree,
 )
 from PIL import Image
+from sources import img2dataset
 from support import features, flip, ids
 
 from kcache.checkpoints import Component
 from kcache.cli.sizes import size
 from kcache.encoding import imagefolder
 from kcache.shards import Cache, Snapshot
+from kcache.shards.verify import committed_bytes, verify
 
 COLUMNS = ("text", "image", "latents-32")
 ALL_HIT = {"hit": 10, "changed": 0, "new": 0, "gone": 0, "set aside": 0}
@@ -236,6 +239,11 @@ def test_a_column_that_does_not_exist_is_answered_with_those_that_do(
     assert said.startswith("there is no column 'txt'; columns are text, image and latents-N, with N a resolution in ")
 
 
+def test_a_resolution_that_is_no_number_is_called_so(encode: Encode, pictures: Path, tmp_path: Path) -> None:
+    said = done(encode(pictures, tmp_path / "cache", "--resolution", "abc"), code=2).stderr
+    assert said.endswith("Error: Invalid value for '--resolution': 'abc' is not a valid whole number.\n")
+
+
 def test_a_resolution_that_movq_cannot_halve_is_refused(encode: Encode, pictures: Path, tmp_path: Path) -> None:
     said = refused(encode(pictures, tmp_path / "cache", "--resolution", "30"))
     assert said.startswith("resolution 30 is not a multiple of 4")
@@ -280,8 +288,8 @@ def test_pictures_that_are_gone_are_reported_and_kept(encode: Encode, start: tup
     edit_rows(dataset, lambda rows: rows.pop(2))
     result = done(encode(dataset, cache))
     assert counted(result) == everywhere({**ALL_HIT, "hit": 9, "gone": 1})
-    assert "Gone from the dataset, or not to be read any more: 1 sample: flat.png\n" in result.stderr
-    assert "  The cache keeps them and training uses them; --prune takes them out.\n" in result.stderr
+    assert "Gone, and kept with their features: 1 sample\n  flat.png: gone from the dataset\n" in result.stderr
+    assert "  Training uses them; --prune takes them out.\n" in result.stderr
     assert tree(cache, without=("index",)) == before
     assert "flat.png" in features(Cache(cache), "image")
 
@@ -297,10 +305,13 @@ def test_a_dry_run_writes_nothing_and_estimates_every_byte(encode: Encode, pictu
     total = 0
     for line, column in zip(result.stdout.splitlines(), COLUMNS, strict=False):
         total += (real := feature_bytes(cache, column))
-        what = f"10 samples, about {size(real)} of features, in about 0 s"
-        assert line == f"{column:12} would encode {what}: 10 not in the cache yet"
+        said = (
+            rf"{column:12} would encode 10 samples, about [\d.]+ KB on disk \({size(real)} of features\), in about 0 s"
+        )
+        assert re.fullmatch(said + ": 10 not in the cache yet", line)
     *_, last = result.stdout.splitlines()
-    assert last.startswith(f"{'total':12} about {size(total)} of features, in about 0 s of encoding here; nothing was")
+    said = rf"{'total':12} about [\d.]+ KB on disk \({size(total)} of features\), in about \d+ s here, \d+ s of it to "
+    assert re.fullmatch(said + r"begin and \d+ s to read pictures; nothing was written", last)
 
 
 def test_the_estimate_of_a_dry_run_is_exact_for_every_dtype(
@@ -322,13 +333,49 @@ def test_the_estimate_of_a_dry_run_is_exact_for_every_dtype(
         assert all(estimate.seconds > 0 for estimate in estimates.values())
 
 
+@pytest.mark.parametrize("container", ["tar", "h5"])
+def test_the_bytes_on_disk_that_a_dry_run_says_are_those_of_the_files(
+    tiny_prior: Path, tiny_decoder: Path, start: tuple[Path, Path], tmp_path: Path, container: str
+) -> None:
+    from kcache.encoding.config import EncodeConfig
+    from kcache.encoding.encode import encode
+
+    dataset, cache = start[0], tmp_path / container
+    plain: dict[str, Any] = {
+        "format": container,
+        "shard_size": 4,
+        "device": "cpu",
+        "resolution": (32,),
+        "buckets": True,
+    }
+    plain |= {"dataset": str(dataset), "cache": str(cache), "bucket_step": 8}
+    plain |= {"pretrained_prior_model_name_or_path": str(tiny_prior)}
+    plain |= {"pretrained_decoder_model_name_or_path": str(tiny_decoder)}
+
+    def added() -> dict[str, int]:
+        said = encode(EncodeConfig(**plain, dry_run=True)).estimates
+        before = stamps(cache) if cache.exists() else {}
+        encode(EncodeConfig(**plain))
+        new = {name: (cache / name).stat().st_size for name in stamps(cache) if name not in before}
+        for column, estimate in said.items():
+            real = sum(n for name, n in new.items() if name.startswith((f"{column}/", f"commits/{column}/")))
+            assert abs(estimate.disk - real) <= 0.1 * real + 2000, (column, estimate.disk, real)
+        return {column: estimate.disk for column, estimate in said.items()}
+
+    assert all(added().values())
+    edit_rows(dataset, lambda rows: rows[0].update(text="edited"))
+    assert {column for column, disk in added().items() if disk} == {"text"}
+
+
 def test_a_dry_run_leaves_out_what_cannot_be_encoded(encode: Encode, start: tuple[Path, Path]) -> None:
     dataset, cache = start
     add_picture(dataset, "zebra.png", "here")
     edit_rows(dataset, lambda rows: rows.append({"file_name": "nowhere.png", "text": "not here"}))
     result = done(encode(dataset, cache, "--dry-run"), code=3)
     one = size(feature_bytes(cache, "image") // 10)
-    assert f"{'image':12} would encode 1 sample, about {one} of features, in about 0 s: 1 not in" in result.stdout
+    assert re.search(
+        rf"{'image':12} would encode 1 sample, about .* \({one} of features\), in .*: 1 not in", result.stdout
+    )
     assert "nowhere.png: the file does not exist" in result.stderr
 
 
@@ -348,7 +395,9 @@ def test_a_dry_run_of_what_is_up_to_date_has_nothing_to_do(encode: Encode, start
     dataset, cache = start
     before = tree(cache), stamps(cache)
     for line in done(encode(dataset, cache, "--dry-run")).stdout.splitlines()[:3]:
-        assert line.endswith("would encode 0 samples, about 0 bytes of features, in about 0 s: nothing to do")
+        assert line.endswith(
+            "would encode 0 samples, about 0 bytes on disk (0 bytes of features), in about 0 s: nothing to do"
+        )
     assert (tree(cache), stamps(cache)) == before
 
 
@@ -361,7 +410,7 @@ def test_a_dry_run_of_what_is_up_to_date_has_nothing_to_do(encode: Encode, start
         (["--format", "h5"], "holds .tar shards; name another cache folder for --format h5"),
         (["--shard-size", "8"], "has 4 samples a shard; leave --shard-size out, or name another folder"),
         (["--encode-dtype", "bf16"], "column 'text' of {} was encoded otherwise (encode dtype is fp32, not bf16)"),
-        (["--store-dtype", "fp32"], "(fields are ['text_embeds float16 [None, 16]', "),
+        (["--store-dtype", "fp32"], "column 'text' of {} was encoded otherwise (store dtype is fp16, not fp32)"),
         (["--alpha", "drop"], "column 'image' of {} was encoded otherwise (alpha is 'white', not 'drop')"),
     ],
 )
@@ -447,6 +496,30 @@ def test_a_row_may_name_a_picture_with_any_ending(encode: Encode, tmp_path: Path
     (dataset / "metadata.csv").write_text("file_name,text\npicture,one\nphoto.dat,two\n")
     done(encode(dataset, tmp_path / "cache"))
     assert set(features(Cache(tmp_path / "cache"), "image")) == {"picture", "photo.dat"}
+
+
+def test_a_cache_in_the_folder_of_its_dataset_is_never_taken_for_a_part_of_it(
+    encode: Encode, pictures: Path, tmp_path: Path
+) -> None:
+    dataset = copy_old(pictures, tmp_path / "pictures")
+    cache = dataset / "cache"
+    said = f"{cache} lies in the folder of its own dataset: nothing in it is taken for a picture\n"
+    assert said in done(encode(dataset, cache)).stderr
+    Image.new("RGB", (9, 9)).save(cache / "index" / "preview.png")
+    assert counted(done(encode(dataset, cache))) == everywhere(ALL_HIT)
+    assert len(ids(Cache(cache))) == 10
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.tar", "*/*.tar"])
+def test_the_shards_of_a_cache_are_not_taken_for_tars_of_pictures(encode: Encode, tmp_path: Path, pattern: str) -> None:
+    img2dataset(tmp_path / "data" / "tars" / "0.tar", {"0a": {"text": "red"}, "0b": {"text": "blue"}})
+    dataset, cache = tmp_path / "data" / pattern if pattern else tmp_path / "data", tmp_path / "data" / "cache"
+    for _ in range(2):
+        done(encode(dataset, cache, "--columns", "text"))
+        assert ids(Cache(cache)) == ["tars/0.tar/0a.jpg", "tars/0.tar/0b.jpg"]
+    assert "is a cache of kcache; name the dataset that it was encoded from" in refused(encode(cache, tmp_path / "x"))
+    names = refused(encode(cache / "*" / "*.tar", tmp_path / "x"))
+    assert names.endswith("names nothing but files of caches of kcache; name those of a dataset")
 
 
 @pytest.fixture(scope="module")
@@ -536,7 +609,53 @@ def test_info_names_what_an_unfinished_encode_lacks(start: tuple[Path, Path]) ->
     assert "image: 6 samples" in said
     assert ", 2 of 3 shards" in said
     assert f"unfinished: image; run 'kcache encode DATASET {start[1]}' to go on" in said
-    assert "image: 1 shards are not encoded yet" in done(kcache("verify", start[1])).stdout
+    assert "image: 1 shard is not encoded yet" in done(kcache("verify", start[1])).stdout
+
+
+def test_info_says_how_transparent_pixels_were_taken(encode: Encode, pictures: Path, tmp_path: Path) -> None:
+    done(encode(pictures, tmp_path / "cache", "--alpha", "drop", "--columns", "image"))
+    assert "  transparency     --alpha drop\n" in done(kcache("info", tmp_path / "cache")).stdout
+
+
+def test_info_and_training_name_the_columns_that_an_edit_left_behind(
+    encode: Encode, start: tuple[Path, Path], train: Callable[..., Any]
+) -> None:
+    dataset, cache = start
+    edit_rows(dataset, lambda rows: rows[2].update(text="edited"))
+    Image.new("RGB", (40, 50), "teal").save(dataset / "flat.png")
+    add_picture(dataset, "zebra.png", "one more")
+    done(encode(dataset, cache, "--columns", "text"))
+    said = done(kcache("info", cache)).stdout
+    assert "\ntext: 11 samples, " in said
+    assert ", 3 of 4 shards, 1 behind\n" in said
+    behind = (
+        "behind their samples: 1 in 'image', 1 in 'latents-32'; an encode was cut off, or left these columns out by"
+    )
+    assert f"{behind} --columns: run 'kcache encode DATASET {cache}' to bring them up to date" in said
+    told = {
+        column["name"]: column["behind"] for column in json.loads(kcache("info", cache, "--json").stdout)["columns"]
+    }
+    assert told == {"text": 0, "image": 1, "latents-32": 1}
+    dry = done(encode(dataset, cache, "--dry-run")).stdout
+    assert "an earlier run left 'image' behind (it was cut off, or --columns named others): 1 sample: flat.png" in dry
+    edit_rows(dataset, lambda rows: rows.pop())
+    (dataset / "zebra.png").unlink()
+    done(encode(dataset, cache))
+    assert "behind" not in done(kcache("info", cache)).stdout
+    Image.new("RGB", (40, 50), "red").save(dataset / "flat.png")
+    done(encode(dataset, cache, "--columns", "image"))
+    assert "the last encode was cut off, or left these columns out by --columns; bring them up to date with" in refused(
+        train("decoder", cache)
+    )
+
+
+def test_the_bar_of_verify_ends_where_all_is_read(encode: Encode, start: tuple[Path, Path]) -> None:
+    dataset, cache = start
+    edit_rows(dataset, lambda rows: rows[0].update(text="edited"))
+    done(encode(dataset, cache))
+    read: list[int] = []
+    verify(Cache(cache), deep=True, progress=read.append)
+    assert sum(read) == committed_bytes(Cache(cache))
 
 
 @pytest.mark.parametrize("options", [[], ["--deep"]])
@@ -557,7 +676,7 @@ def test_verify_deep_names_the_file_and_the_sample_of_one_changed_byte(
     result = done(kcache("verify", cache, "--deep"), code=1)
     name = path.relative_to(cache)
     assert f"{name}: does not match its sha256: samples '{sample}' are damaged" in result.stdout
-    assert "1 faults in 12 files" in result.stdout
+    assert "1 fault in 12 files" in result.stdout
     assert "copy those files again, or remove the commits of their" in result.stdout
 
 

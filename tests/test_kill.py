@@ -181,3 +181,22 @@ def test_an_encode_that_finds_a_column_of_another_encoder_meanwhile_says_so(
     assert Cache(cache).column("image").preprocessing["alpha"] == "drop"
     assert done(kcache("verify", cache, "--deep")).stdout.splitlines()[-1].startswith("No fault in ")
     done(encode(pictures, cache, "--columns", "text"))
+
+
+def test_sigterm_ends_an_encode_with_a_sentence_and_the_same_command_goes_on(
+    encode: Encode, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(step: str) -> None:
+        if step == "commit":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(durable, "failpoint", terminate)
+    result = done(encode(pictures, tmp_path / "cache"), code=143)
+    assert result.stderr.endswith("\nTerminated: what was committed or saved is kept.\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    done(encode(pictures, tmp_path / "cache"))
+    done(encode(pictures, tmp_path / "undisturbed"))
+    assert tree(tmp_path / "cache", without=("index",)) == tree(tmp_path / "undisturbed", without=("index",))

@@ -129,10 +129,10 @@ def test_a_row_of_a_table_without_its_picture_or_caption_is_set_aside(tmp_path: 
     named = {"a.png": "x", "b.png": None, "lost.png": "x", "folder.png": "x", None: "x"}
     table = write_table(tmp_path / "t.jsonl", [{"file_name": name, "text": text} for name, text in named.items()])
     assert faults(opened(table).samples) == {
-        "b.png": f"{table}:2 has no caption",
+        "b.png": "it has no caption: its 'text' is empty",
         "lost.png": "the file does not exist",
-        "folder.png": "it is not a regular file",
-        f"{table}:5": f"{table}:5 names no image",
+        "folder.png": "it is a folder, not a file",
+        "t.jsonl:5": "it names no image",
     }
 
 
@@ -283,22 +283,40 @@ def test_a_condition_that_keeps_nothing_is_an_error(every_kind: dict[str, Path],
 
 
 @pytest.mark.parametrize(
-    ("uids", "said"),
+    ("uids", "reason", "row"),
     [
-        (("same", "other", "same"), r"has the id 'same' in column 'uid', as a row before it has"),
-        (("a", None, "c"), r"has (nothing|'') in column 'uid', which is to be its id"),
-        (("a", "", "c"), r"has '' in column 'uid', which is to be its id"),
+        (("same", "other", "same"), "it is 'same', as a row before it is; give that one a list of captions", 2),
+        (("a", None, "c"), r"it has (nothing|'') in column 'uid', which is to be its id; give every row .*", 1),
+        (("a", "", "c"), "it has '' in column 'uid', which is to be its id; give every row .*", 1),
     ],
     ids=["repeated", "missing", "empty"],
 )
-def test_an_id_that_is_no_id_names_its_row(tmp_path: Path, uids: tuple[str | None, ...], said: str) -> None:
-    row = {"same": r"(:3|:4|row 2|0c.jpg'|i.parquet, row 2)"}.get(
-        str(uids[0]), r"(:2|:3|row 1|0b.jpg'|i.parquet, row 1)"
-    )
+def test_a_row_whose_id_is_no_id_is_set_aside_under_its_place(
+    tmp_path: Path, uids: tuple[str | None, ...], reason: str, row: int
+) -> None:
+    places = {
+        "folder": f"metadata.jsonl:{row + 1}",
+        "csv": f"t.csv:{row + 2}",
+        "parquet of paths": f"p.parquet, row {row}",
+        "parquet of images": f"i.parquet, row {row}",
+        "tar": f"t.tar/0{'abc'[row]}.jpg",
+        "saved": f"row {row}",
+    }
     for kind, path in make_every_kind(tmp_path, uids).items():
-        with pytest.raises(KcacheError) as error:
+        samples = opened(path, id_column="uid").samples
+        (place, said), *others = faults(samples).items()
+        assert (place, others) == (places[kind], []), kind
+        assert re.fullmatch(reason, said), kind
+        assert set(captions(samples)) == {uid for uid in uids if uid}, kind
+
+
+def test_rows_none_of_which_can_be_used_are_an_error_and_not_all_set_aside(tmp_path: Path) -> None:
+    for kind, path in make_every_kind(tmp_path, (None, None, None)).items():
+        with pytest.raises(KcacheError, match=r"has no row that can be used; the first is .*: it has (nothing|'') in"):
             opened(path, id_column="uid")
-        assert re.search(f"{row} {said}", str(error.value)), kind
+        if kind in ("folder", "parquet of images", "saved"):
+            with pytest.raises(KcacheError, match=r": its 'width' is neither a caption nor a list of captions: 512"):
+                opened(path, caption_column="width")
 
 
 def test_a_picture_with_an_id_of_its_own_may_be_renamed(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def test_windows_hold_the_samples_in_order_with_the_ids_of_a_table(table: Path) 
 
 def test_rows_without_image_or_caption_have_a_fault(table: Path) -> None:
     (window,) = streamed(table).windows(100)
-    assert list(faults(window.samples).values()) == ["row 2 has no caption", "row 3 has no image: it is empty"]
+    assert list(faults(window.samples).values()) == [
+        "row 2: it has no caption: its 'text' is empty",
+        "row 3 has no image: it is empty",
+    ]
 
 
 def test_ids_and_conditions_work_on_a_stream(table: Path) -> None:
@@ -85,7 +88,10 @@ def test_pictures_that_a_stream_names_are_read(tmp_path: Path) -> None:
         ({"image_column": "n"}, "column 'n' of dataset user/data holds no images but "),
         ({"where": "m > 1"}, "--where names 'm', which dataset user/data does not have"),
         ({"where": "n > 10"}, "--where 'n > 10' keeps 0 of the 6 samples of dataset user/data"),
-        ({"id_column": "text"}, "dataset user/data, row 0 has ['one', 'uno'] in column 'text', which is to be its id"),
+        (
+            {"id_column": "text"},
+            "dataset user/data has no row that can be used; the first is row 0: it has ['one', 'uno'] in",
+        ),
     ],
 )
 def test_what_a_stream_lacks_is_named(table: Path, options: dict[str, str], said: str) -> None:

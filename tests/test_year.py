@@ -168,8 +168,9 @@ def test_a_year(year: Year) -> None:
     year.paint("apple.webp", whole[: len(whole) // 2])
     year.paint("notes.png", b"buy milk")
     year.rows(lambda rows: rows.update({"notes.png": "notes", "grey.png": []}))
-    year.aside = {"apple.webp", "notes.png", "grey.png"}
-    year.passes({})
+    year.aside, year.gone = {"apple.webp", "notes.png"}, {"grey.png"}
+    result = year.passes({})
+    assert "  grey.png: lost its caption (it has no caption: its 'text' is empty)\n" in result.stderr
     listed = done(kcache("info", year.cache, "--set-aside")).stdout.splitlines()
     assert {line.split("\t")[0] for line in listed} == year.aside
 
@@ -177,8 +178,8 @@ def test_a_year(year: Year) -> None:
     year.paint("apple.webp", whole)
     year.paint("notes.png", picture((33, 44)))
     year.rows(lambda rows: rows.update({"grey.png": "grey again"}))
-    year.aside = set()
-    year.passes({"text": 3, "image": 3, "latents-32": 3, "latents-16": 3})
+    year.aside, year.gone = set(), set()
+    year.passes({"text": 3, "image": 2, "latents-32": 2, "latents-16": 2})
 
     # October: a new text encoder.
     weights = year.folder / "prior" / "text_encoder" / "model.safetensors"

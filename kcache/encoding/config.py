@@ -9,6 +9,12 @@ DEFAULT_RESOLUTION = 512
 """Side of the pictures of a new cache, in pixels, as in the reference."""
 
 
+DEFAULT_SPLIT = "train"
+
+DEFAULT_MAX_PIXELS = 2**28
+"""Width times height of the largest picture that is not set aside: 16,384 x 16,384."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
     """What is encoded, with what, to where. None or empty means: as the cache has it, or the default for a new one."""
@@ -52,10 +58,13 @@ class EncodeConfig:
     id_column: str | None = None
     where: str | None = None
     dataset_config_name: str | None = None
-    split: str = "train"
-    streaming: bool = False
+    split: str | None = None  # train
+    streaming: bool | None = None
     rehash: bool = False
-    max_pixels: int = 2**28
+    max_pixels: int | None = None  # 2**28
+    remembered: frozenset[str] = frozenset()
+    """Which of these are as the cache has them, by the names of `DatasetOptions`."""
+
     max_upscale: float = 2.0
 
     workers: int | None = None

@@ -3,27 +3,29 @@
 import errno
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kcache.devices import default_batch_size, find_device
 from kcache.progress import bar, logger
-from kcache.shards import Cache, Column, KcacheError, UsageError, durable, layout
+from kcache.shards import Cache, Column, KcacheError, UsageError, durable, keep_dataset_options, layout
 from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
 
 from .columns import alpha_of, make_encoders
-from .config import DEFAULT_SHARD_SIZE, EncodeConfig
-from .dataset import Dataset, DatasetOptions, Sample, StreamedDataset
+from .config import DEFAULT_MAX_PIXELS, DEFAULT_SHARD_SIZE, EncodeConfig
+from .dataset import Dataset, Sample, StreamedDataset
 from .encoders import Encoder
 from .images import Decoding, hushed_pillow
 from .inspection import estimate, inspect_captions
 from .memory import Memory, Scans
 from .open_dataset import open_dataset
-from .pictures import mapped_ahead
-from .report import EncodeReport
+from .pictures import mapped_ahead, why_undecodable
+from .remembered import reading_options, to_remember, with_remembered
+from .report import EncodeReport, announce, announce_loss
 from .shard_encoder import Committer, ShardEncoder, store
+from .timing import Timings
 from .work import Places, Work, WorkFinder, places
 
 STREAM_SHARDS = 4
@@ -39,36 +41,36 @@ def encode(config: EncodeConfig) -> EncodeReport:
     started = time.monotonic()
     root = Path(config.cache)
     refuse_foreign_folder(root)
-    scans = Scans(root if (root / layout.ROOT_RECORD).exists() else None, rehash=config.rehash)
-    dataset = open_dataset(config.dataset, _dataset_options(config), scans)
     cache = _open_cache(config)
+    config = with_remembered(config, cache)
+    scans = Scans(cache.root if cache else None, rehash=config.rehash)
+    dataset = open_dataset(config.dataset, reading_options(config), scans)
     encoders = make_encoders(config, cache)
+    if root.resolve().is_relative_to(Path(config.dataset).resolve()):
+        logger.info("%s lies in the folder of its own dataset: nothing in it is taken for a picture", root)
     run = _Run(config, cache, encoders, scans)
     run.check_columns()
     try:
         run.go(dataset)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise KcacheError(
-            f"the disk of {config.cache} is full; what was committed is safe:"
-            " free some space and run the same command again"
-        ) from error
+        if sentence := _explained(error, root):
+            raise KcacheError(sentence) from error
+        raise
     run.report.seconds = time.monotonic() - started
+    run.add_up()
     return run.report
 
 
-def _dataset_options(config: EncodeConfig) -> DatasetOptions:
-    return DatasetOptions(
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        id_column=config.id_column,
-        where=config.where,
-        config_name=config.dataset_config_name,
-        split=config.split,
-        cache_dir=config.cache_dir,
-        streaming=config.streaming,
-    )
+def _explained(error: OSError, root: Path) -> str | None:
+    """The sentence for a disk that is full or not to be written; None for any other error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {root} is full; what was committed is safe: free some space and run the same command again"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and str(error.filename or root).startswith(str(root)):
+        return (
+            f"the cache {root} cannot be written to ({error.strerror}); make its folder writable, or copy it to where"
+            " it is, and run the same command again"
+        )
+    return None
 
 
 def _open_cache(config: EncodeConfig) -> Cache | None:
@@ -105,9 +107,14 @@ class _Run:
     """Columns of the cache that other encoders made, and what differs."""
 
     def __post_init__(self) -> None:
-        self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), self.config.max_pixels)
-        self.batch_size = self.config.batch_size or default_batch_size(find_device(self.config.device))
+        max_pixels = self.config.max_pixels or DEFAULT_MAX_PIXELS
+        self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), max_pixels)
+        self.device = find_device(self.config.device)
+        self.batch_size = self.config.batch_size or default_batch_size(self.device)
+        self.workers = self.config.workers or min(8, os.cpu_count() or 1)
         self.shard_size = self.cache.shard_size if self.cache else self.config.shard_size or DEFAULT_SHARD_SIZE
+        self.timings = Timings(self.encoders, self.batch_size, self.decoding, self.workers)
+        self.timed = 0.0  # seconds that went into estimates
         self.container = self.cache.container if self.cache else self.config.format or layout.CONTAINERS[0]
 
     def check_columns(self) -> None:
@@ -141,7 +148,8 @@ class _Run:
         if window is None:
             raise KcacheError(f"dataset {self.config.dataset} is empty: its stream had no sample; name another")
         self._bring_up_to_date(window, [], known, gone=frozenset(known.keys() - seen))
-        _announce(self.report.counts)
+        announce(self.report.counts)
+        announce_loss(self.report.taken_out)
 
     def _bring_up_to_date(
         self, dataset: Dataset, samples: Sequence[Sample], known: Places, gone: frozenset[str] | None
@@ -157,21 +165,39 @@ class _Run:
             self.decoding.signature,
             self.replaced,
             prune=self.config.prune,
+            undecodable=lambda samples: why_undecodable(dataset, samples, self.decoding, self.workers),
         )
         work = finder.find(samples, known, gone=gone)
         self.report.samples += len(samples)
         self.report.add(work)
         if gone is None:
-            _announce(work.counts)
+            announce(work.counts)
+            announce_loss(work.taken_out)
         inspect_captions(self.report, work, self.encoders)
         if self.config.dry_run:
-            for name, cost in estimate(work, self.encoders, self.batch_size).items():
-                before = self.report.estimates.get(name)
-                self.report.estimates[name] = before.plus(cost) if before else cost
+            self._estimate(work, dataset)
             return
         self._encode(work, dataset, memory)
         new = (divmod(n, self.shard_size) for n in range(len(work.new_ids)))
         known.update((i, (work.first_new_shard + n, row)) for i, (n, row) in zip(work.new_ids, new, strict=True))
+
+    def _estimate(self, work: Work, dataset: Dataset) -> None:
+        report, found = self.report, time.monotonic()
+        for name, cost in estimate(work, self.encoders, self.timings, self.container).items():
+            before = report.estimates.get(name)
+            report.estimates[name] = before.plus(cost) if before else cost
+        pictures = [sample for task in work.tasks for i in task.pictures if (sample := task.samples[i])]
+        if pictures:
+            report.reading += len(pictures) * self.timings.reading(dataset, pictures)
+        self.timed += time.monotonic() - found
+
+    def add_up(self) -> None:
+        """What a run would take in all: a GPU encodes while the processor reads, a CPU does one or the other."""
+        report = self.report
+        report.beginning = report.seconds - self.timed + self.timings.loading
+        encoding = sum(cost.seconds for cost in report.estimates.values())
+        together = max if self.device.type != "cpu" else sum
+        report.in_all = report.beginning + together([encoding, report.reading])
 
     def _encode(self, work: Work, dataset: Dataset, memory: Memory) -> None:
         config = self.config
@@ -179,19 +205,20 @@ class _Run:
         if (cache.shard_size, cache.container) != (self.shard_size, self.container):
             raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
         durable.clear_dead_temporaries(cache.root)
+        keep_dataset_options(cache, to_remember(config))  # before the samples that they chose
         self.scans.store(cache.root)  # all of it was learned by opening the dataset, and a kill must not cost it
         cache.extend_plan(work.new_ids, work.first_new_shard)
         columns = {name: self._write_column(cache, encoder) for name, encoder in self.encoders.items()}
         run = ShardEncoder(
             cache, dataset, self.encoders, columns, memory, self.decoding, self.batch_size, config.max_upscale
         )
+        ahead = 2 * self.batch_size + self.workers
         pictures = [(task, row) for task in work.tasks for row in task.pictures]
-        workers = config.workers or min(8, os.cpu_count() or 1)
         try:
             with (
-                hushed_pillow(config.max_pixels),
+                hushed_pillow(self.decoding.max_pixels),
                 bar(len(pictures), "img", "encode") as progress,
-                mapped_ahead(run.prepare, pictures, workers=workers, ahead=2 * self.batch_size + workers) as ready,
+                mapped_ahead(run.prepare, pictures, workers=self.workers, ahead=ahead) as ready,
                 Committer() as committer,
             ):
                 for task in work.tasks:
@@ -203,7 +230,9 @@ class _Run:
     def _note(self, run: ShardEncoder, pictures: int) -> None:
         report = self.report
         report.pictures += pictures
+        report.found_bad += len(run.set_aside.keys() - report.set_aside.keys())
         report.set_aside |= run.set_aside
+        report.shards_written += run.shards_written
         report.animated += run.animated
         for name, count in run.encoded.items():
             report.encoded[name] = report.encoded.get(name, 0) + count
@@ -220,10 +249,3 @@ class _Run:
         column = cache.replace_column(encoder.column, stored) if exists else cache.add_column(encoder.column, stored)
         self.replaced.pop(name, None)
         return column
-
-
-def _announce(counts: Mapping[str, Mapping[str, int]]) -> None:
-    width = max([12, *map(len, counts)])
-    for name, by_state in counts.items():
-        states: Iterable[str] = (f"{s} {by_state.get(s, 0):,}" for s in ("hit", "changed", "new", "gone", "set aside"))
-        logger.info("%-*s %s", width, name, " / ".join(states))

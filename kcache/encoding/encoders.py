@@ -50,6 +50,9 @@ class Encoder(Protocol):
 
     column: Column
 
+    def load(self) -> None:
+        """Load the model, which the first features do otherwise."""
+
     def features(self, inputs: Sequence[Any], batch_size: int) -> Iterator[Features]:
         """The features of each input in order, computed at most ``batch_size`` at a time."""
 

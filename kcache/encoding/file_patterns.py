@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kcache.shards.errors import KcacheError
 
-from .walk import METADATA, is_picture, walk
+from .walk import METADATA, is_cache, is_picture, walk
 
 _MAGIC = "*?[{"
 
@@ -39,6 +39,8 @@ def files_of_pattern(pattern: str) -> Files:
         alternatives = list(braceexpand(pattern, escape=False))
     except ValueError as error:
         raise KcacheError(f"the braces of dataset {pattern} do not match: {error}") from None
+    fixed = [part for part in Path(pattern).parts if part]
+    root = Path(*fixed[: next(number for number, part in enumerate(fixed) if is_pattern(part))])
     found: dict[str, None] = {}
     for alternative in alternatives:
         # A name with a bracket that exists is that name, and no pattern.
@@ -46,14 +48,19 @@ def files_of_pattern(pattern: str) -> Files:
         if not names:
             which = "" if alternatives == [pattern] else f" for {alternative}, one of {len(alternatives):,}"
             raise KcacheError(f"dataset {pattern} names no file{which}; check the pattern and the current folder")
-        found.update(dict.fromkeys(names))
+        found.update(dict.fromkeys(name for name in names if not _is_in_cache(Path(name), root)))
+    if not found:
+        raise KcacheError(f"dataset {pattern} names nothing but files of caches of kcache; name those of a dataset")
     paths = sorted(Path(name) for name in found)
     suffixes = sorted({path.suffix.lower() for path in paths})
     if len(suffixes) > 1:
         raise KcacheError(f"dataset {pattern} names files of several kinds ({', '.join(suffixes)}); name one kind")
-    fixed = [part for part in Path(pattern).parts if part]
-    first = next(number for number, part in enumerate(fixed) if is_pattern(part))
-    return Files(Path(*fixed[:first]), paths)
+    return Files(root, paths)
+
+
+def _is_in_cache(path: Path, root: Path) -> bool:
+    """Whether a file below ``root`` lies in a cache of kcache, whose shards are tars too."""
+    return any(is_cache(folder) for folder in path.parents if folder.is_relative_to(root) and folder != Path("."))
 
 
 def files_of_folder(root: Path) -> Files | None:

@@ -77,6 +77,10 @@ class ImageColumn:
 
         return clip_pixels(CLIPImageProcessorPil.from_pretrained(str(self._processor_folder)))
 
+    def load(self) -> None:
+        """Load the model."""
+        _ = self._model
+
     @cached_property
     def _model(self) -> Any:
         from transformers import CLIPVisionModelWithProjection

@@ -2,17 +2,16 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from kcache.fingerprints import file_sha256
-from kcache.shards.errors import KcacheError
 
 from . import row_files
 from .caption_files import caption_files, read_captions
-from .dataset import DatasetOptions, Sample, Stat, stat_of
-from .rows import RowReader
+from .dataset import DatasetOptions, Sample, Stat, stat_of, why_no_file, why_no_path
+from .rows import BadRowError, RowReader, as_text, named
 from .walk import Folder, as_id, walk
 
 
@@ -61,57 +60,75 @@ class ImageFolder:
         return path
 
     def _from_caption_files(self, folder: Folder) -> Iterator[Sample]:
-        pictures = folder.pictures
         texts = [name for name in folder.files if name.endswith(".txt")]
-        for picture, names in caption_files(pictures, texts).items():
-            captions, fault = read_captions(folder.path, names)
-            name = as_id(folder.prefix + picture, self.root)
-            row = {"file_name": name, "text": captions}
-            if self._reader.keeps(row, f"'{name}'"):
-                yield Sample(name, captions, fault)
+        for picture, names in caption_files(folder.pictures, texts).items():
+            name, unnamed = as_id(folder.prefix + picture)
+            make = partial(self._captioned, name, unnamed, folder.path, names)
+            yield from self._reader.placed(name, make)
+
+    def _captioned(self, name: str, unnamed: str | None, folder: str, texts: list[str]) -> Sample | None:
+        captions, fault = read_captions(folder, texts)
+        if not self._reader.keeps({"file_name": name, "text": captions}, f"'{name}'"):
+            return None
+        return Sample(name, captions, unnamed or fault, captionless=not unnamed and fault is not None)
 
     def _from_metadata(self, metadata: list[Path], folders: list[Folder]) -> Iterator[Sample]:
         """A sample for every row that is kept, and one for every picture without a row."""
-        pictures = {as_id(folder.prefix + name, self.root) for folder in folders for name in folder.pictures}
+        pictures = dict(as_id(folder.prefix + name) for folder in folders for name in folder.pictures)
         places: dict[str, str] = {}
         for path in metadata:
-            prefix = path.parent.relative_to(self.root).as_posix()
-            for place, row in row_files.rows(path):
-                name = self._name(prefix, row, place)
-                if name in places:
-                    raise KcacheError(
-                        f"{place} names '{name}', as {places[name]} did; give it one row, with a list of captions"
-                    )
-                places[name] = place
-                self._reader.note_fields(row)
-                if self._reader.keeps(row, place, text_cells=path.suffix in row_files.DELIMITERS):
-                    # A row's file is a picture whatever its name ends with.
-                    there = name in pictures or (self.root / name).is_file()
-                    yield self._sample(name, row, place, there)
-        for name in sorted(pictures.difference(places)):
-            if self._reader.keeps({self._name_column: name}, f"'{name}'"):
-                yield Sample(name, (), "it has no row in the metadata")
+            table, text_cells = path.relative_to(self.root).as_posix(), path.suffix in row_files.DELIMITERS
+            for line, row in row_files.rows(path):
+                place, _ = as_id(f"{table}:{line}")
+                yield from self._reader.placed(
+                    place, partial(self._of_row, row, place, path.parent, pictures, places, text_cells=text_cells)
+                )
+        for name in sorted(pictures.keys() - places):
+            yield from self._reader.placed(name, partial(self._without_row, name, pictures[name]), is_row=False)
 
-    def _sample(self, name: str, row: dict[str, Any], place: str, there: bool) -> Sample:
-        # Where there is no caption column, the error lists the others: of these the name is none to choose.
-        captions = self._reader.captions({key: row[key] for key in row if key != self._name_column}, place)
+    def _of_row(
+        self,
+        row: row_files.Cells | BadRowError,
+        place: str,
+        folder: Path,
+        pictures: Mapping[str, str | None],
+        places: dict[str, str],
+        *,
+        text_cells: bool,
+    ) -> Sample | None:
+        """The sample of one row; None where ``--where`` leaves it out. Notes in ``places`` which row has a picture."""
+        if isinstance(row, BadRowError):
+            raise row
+        self._reader.note_fields(row)
+        name = self._name(folder.relative_to(self.root).as_posix(), row)
+        if name in places:
+            raise BadRowError(f"it names '{name}', as {places[name]} did; give it one row, with a list of captions")
+        places[name] = place
+        if not self._reader.keeps(row, place, text_cells=text_cells):
+            return None
         sample_id = name
         if self._reader.id_column:
-            sample_id = self._reader.id(row, place)
+            sample_id = self._reader.id(row)
             self._names[sample_id] = name
-        no_caption = None if captions else "its metadata row has no caption"
-        return Sample(sample_id, captions, no_caption if there else "the file does not exist")
+        # A row's file is a picture whatever its name ends with.
+        return self._reader.sample(
+            sample_id, row, pictures[name] if name in pictures else why_no_file(self.root / name)
+        )
 
-    def _name(self, prefix: str, row: dict[str, Any], place: str) -> str:
+    def _without_row(self, name: str, unnamed: str | None) -> Sample | None:
+        if not self._reader.keeps({self._name_column: name}, f"'{name}'"):
+            return None
+        return Sample(name, (), unnamed or "it has no row in the metadata", captionless=not unnamed)
+
+    def _name(self, prefix: str, row: row_files.Cells) -> str:
         """The relative path of the picture that a row names."""
         column = self._name_column
         name = row.get(column)
         if not isinstance(name, str) or not name:
-            have = ", ".join(repr(str(key)) for key in row) or "nothing"
-            raise KcacheError(
-                f"{place} has no {column} (it has: {have}); name the picture relative to the metadata file"
-            )
-        pure = PurePosixPath(name)
+            raise BadRowError(f"it has no {column} (it has: {named(row)}); name the picture relative to this file")
+        if fault := why_no_path(name):
+            raise BadRowError(fault)
+        pure = PurePosixPath(as_text(name, column))
         if pure.is_absolute() or ".." in pure.parts:
-            raise KcacheError(f"{place} names '{name}', which lies outside of its folder")
-        return as_id(str(PurePosixPath(prefix, pure)), self.root)
+            raise BadRowError(f"it names '{name}', which lies outside of its folder")
+        return as_id(str(PurePosixPath(prefix, pure)))[0]

@@ -1,18 +1,21 @@
 """What is about to be encoded, looked at beforehand: captions that are cut, bytes, and the time it takes here."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import cast
 
-from PIL import Image
-
-from kcache.progress import logger
 from kcache.shards import Column
+from kcache.shards.cache import packed_size
+from kcache.shards.index import index_size
 
 from .encoders import Encoder, ImageEncoder
 from .report import EncodeReport, Estimate
 from .text_column import TextColumn
+from .timing import Timings
 from .work import ShardTask, Work
+
+COMMITTED_ROW = 70
+"""Bytes of a row's key in a commit: 64 letters, their quotes, a comma and white space."""
 
 
 def captions_to_encode(work: Work, column: Column) -> Iterator[tuple[str, Sequence[str]]]:
@@ -46,48 +49,55 @@ def inspect_captions(report: EncodeReport, work: Work, encoders: dict[str, Encod
     report.empty_captions += len(empty)
 
 
-def estimate(work: Work, encoders: dict[str, Encoder], batch_size: int) -> dict[str, Estimate]:
+def estimate(work: Work, encoders: Mapping[str, Encoder], timings: Timings, container: str) -> dict[str, Estimate]:
     """What each column's work would take: bytes counted, seconds from a batch timed here."""
-    found = {}
-    new = set(work.new_ids)
-    for name, encoder in encoders.items():
-        if isinstance(encoder, TextColumn):
-            stale = list(captions_to_encode(work, encoder.column))
-            ids, captions = [i for i, _ in stale], [c for _, captions in stale for c in captions]
-            nbytes, inputs = _text_bytes(encoder, captions), len(set(captions))
-        else:
-            pictures = [(task, i) for task in work.tasks for i, names in task.pictures.items() if name in names]
-            ids = [sample.id for task, i in pictures if (sample := task.samples[i])]
-            nbytes, inputs = len(ids) * cast(ImageEncoder, encoder).row_bytes, len(ids)
-        seconds = inputs * _seconds_each(encoder, batch_size) if inputs else 0.0
-        found[name] = Estimate(len(ids), sum(i in new for i in ids), nbytes, seconds)
-    return found
+    return {name: _estimate(work, encoder, timings, container) for name, encoder in encoders.items()}
 
 
-def _text_bytes(encoder: TextColumn, captions: Sequence[str]) -> int:
+def _estimate(work: Work, encoder: Encoder, timings: Timings, container: str) -> Estimate:
+    column, new = encoder.column, set(work.new_ids)
+    samples = nbytes = disk = unplanned = 0
+    for task in work.tasks:
+        rows = _text_rows(task, encoder) if isinstance(encoder, TextColumn) else _picture_rows(task, encoder)
+        samples += len(rows)
+        unplanned += sum((sample := task.samples[i]) is not None and sample.id in new for i in rows)
+        nbytes += sum(map(sum, rows.values()))
+        disk += _file_bytes(task, column, rows, container)
+    inputs = samples
+    if isinstance(encoder, TextColumn):
+        inputs = len({caption for _, captions in captions_to_encode(work, column) for caption in captions})
+    return Estimate(samples, unplanned, nbytes, disk, inputs * timings.encoding(column.name) if inputs else 0.0)
+
+
+def _text_rows(task: ShardTask, encoder: TextColumn) -> dict[int, list[int]]:
+    """Bytes of each field, for every row of a shard whose captions are to be encoded."""
+    stale = dict(_stale_captions(task, encoder.column))
     embeds, hidden_states, lengths = (field.row_bytes for field in encoder.column.fields)
-    return sum(encoder.token_counts(captions)) * hidden_states + len(captions) * (embeds + lengths)
+    counts = iter(encoder.token_counts([caption for captions in stale.values() for caption in captions]))
+    tokens = {i: sum(islice(counts, len(captions))) for i, captions in stale.items()}
+    return {i: [len(stale[i]) * embeds, tokens[i] * hidden_states, len(stale[i]) * lengths] for i in stale}
 
 
-def _seconds_each(encoder: Encoder, batch_size: int) -> float:
-    """Time of one input in a batch, measured: once for one alone, and for a whole batch where that is quick."""
-    logger.info("timing the encoder of %s here", encoder.column.name)
-    each = 0.0
-    for count in (1, 1, batch_size):
-        inputs = list(_made_up(encoder, count))
-        started = time.perf_counter()
-        for _ in encoder.features(inputs, batch_size):
-            pass
-        each = (time.perf_counter() - started) / count
-        if each * batch_size > 20:  # seconds: more is too long to wait for an estimate
-            break
-    return each
+def _picture_rows(task: ShardTask, encoder: Encoder) -> dict[int, list[int]]:
+    """Bytes of each field, for every row of a shard whose picture is to be encoded."""
+    beside = [field.row_bytes for field in encoder.column.fields[1:]]
+    row = [cast(ImageEncoder, encoder).row_bytes - sum(beside), *beside]
+    return {i: row for i, names in task.pictures.items() if encoder.column.name in names}
 
 
-def _made_up(encoder: Encoder, count: int) -> Iterator[object]:
-    """Inputs of the usual size; captions differ, for equal ones are encoded once."""
-    for number in range(count):
-        if isinstance(encoder, TextColumn):
-            yield [f"picture {number} of {count}"]
-        else:
-            yield cast(ImageEncoder, encoder).prepare(Image.new("RGB", (512, 512)), "0" * 64)
+def _file_bytes(task: ShardTask, column: Column, fresh: Mapping[int, Sequence[int]], container: str) -> int:
+    """Bytes of shard file, index and commit that would be written, about; 0 where the file there is stays as it is.
+
+    What is copied from the file before is counted too; a row that is made anew takes about what it took.
+    """
+    before = task.committed[column.name]
+    lost = any(
+        row is not None and column.key_of(row) is None and task.key(column.name, i) is not None
+        for i, row in enumerate(task.rows)
+    )
+    if not fresh and not lost:
+        return 0
+    added = [row for i, row in fresh.items() if task.key(column.name, i) is None]
+    records = index_size(len(task.rows), len(column.fields)) + COMMITTED_ROW * len(task.rows)
+    made = packed_size(container, added, column.fields) if added or not before else 0
+    return made + (before.bytes if before else 0) + records

@@ -68,6 +68,10 @@ class LatentsColumn:
         pixels = movq_pixels(image, box, size)
         return Prepared(mirrored(pixels) if self._flip else pixels, self._known(box, size))
 
+    def load(self) -> None:
+        """Load the model."""
+        _ = self._model
+
     @cached_property
     def _model(self) -> Any:
         from diffusers import VQModel

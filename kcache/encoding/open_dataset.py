@@ -14,6 +14,7 @@ from .memory import Scans
 from .parquet import open_parquet
 from .path_table import PathTable, PlacedRow
 from .tars import TarDataset
+from .walk import as_id, is_cache
 
 SUFFIXES = (".tar", ".parquet", *row_files.SUFFIXES)
 """How the names of files end that are datasets themselves."""
@@ -53,6 +54,8 @@ def _open(name: str, options: DatasetOptions, scans: Scans) -> Dataset | Streame
 
 
 def _open_folder(path: Path, options: DatasetOptions, scans: Scans) -> Dataset:
+    if is_cache(path):
+        raise KcacheError(f"dataset {path} is a cache of kcache; name the dataset that it was encoded from")
     if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return saved_tables.open_saved(path, options, scans)
     files = files_of_folder(path)
@@ -83,8 +86,9 @@ def _one(path: Path) -> Files:
 
 def _rows(files: Files) -> Iterator[PlacedRow]:
     for path in files.paths:
-        for place, row in row_files.rows(path):
-            yield path.parent, place, row
+        table, _ = as_id(path.relative_to(files.root).as_posix())
+        for line, row in row_files.rows(path):
+            yield path.parent, f"{table}:{line}", row
 
 
 def _refuse_repeated(name: str, samples: Sequence[Sample]) -> None:

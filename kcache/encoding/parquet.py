@@ -17,6 +17,7 @@ from .path_table import PathTable, PlacedRow, image_column
 from .rows import RowReader
 from .saved_tables import cell_of
 from .tables import Cell, Part, Table
+from .walk import as_id
 
 ROWS_AT_ONCE = 4096
 """Rows of captions and metadata that are read together."""
@@ -31,7 +32,7 @@ BATCHES_KEPT = 4
 def open_parquet(name: str, files: Files, options: DatasetOptions, scans: Scans) -> Table | PathTable:
     """The samples of some parquet files with the same columns: of images, or of paths relative to each file."""
     options.refuse(f"dataset {name}, which is parquet files", "config_name", "split")
-    opened = [_ParquetFile(path, path.relative_to(files.root).as_posix()) for path in files.paths]
+    opened = [_ParquetFile(path, as_id(path.relative_to(files.root).as_posix())[0]) for path in files.paths]
     fields = opened[0].fields
     reader = RowReader(f"dataset {name}", options, fields=fields)
     column = options.image_column or image_column(fields, reader)
@@ -202,4 +203,4 @@ class _ParquetFile:
 def _placed_rows(files: Sequence[_ParquetFile], columns: list[str]) -> Iterator[PlacedRow]:
     for file in files:
         for number, row in enumerate(file.rows(columns)):
-            yield file.path.parent, f"{file.path}, row {number}", row
+            yield file.path.parent, f"{file.name}, row {number}", row

@@ -1,25 +1,21 @@
 """A table that names picture files: ``.csv``, ``.tsv``, ``.jsonl``, or ``.parquet`` with a column of paths."""
 
 import os
-import re
-import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kcache.fingerprints import file_sha256
-from kcache.shards.errors import KcacheError
 
-from .dataset import DatasetOptions, Sample, Stat
-from .rows import RowReader
+from .dataset import DatasetOptions, Sample, Stat, stat_of, why_no_file, why_no_path
+from .row_files import Cells
+from .rows import BadRowError, RowReader, as_text
 
 IMAGE_COLUMNS = ("image", "file_name")
 """Where an image is looked for without ``--image-column``: the first of these that there is."""
 
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-
-PlacedRow = tuple[Path, str, Mapping[str, Any]]
-"""The folder that a row's paths are relative to, how errors name the row, and its cells."""
+PlacedRow = tuple[Path, str, Cells | BadRowError]
+"""The folder that a row's paths are relative to, what the row is called, and its cells or what is wrong with it."""
 
 
 class PathTable:
@@ -44,10 +40,7 @@ class PathTable:
         self._files: dict[str, tuple[str, Stat | None]] = {}
         self.samples: list[Sample] = []
         for folder, place, row in rows:
-            if fields is None:
-                self._reader.note_fields(row)
-            if self._reader.keeps(row, place, text_cells=text_cells):
-                self.samples.append(self._sample(folder, place, row))
+            self.samples += self._reader.placed(place, partial(self._sample, folder, place, row))
         self._reader.finish(image_column=self._column)
 
     def read(self, sample_id: str) -> bytes:
@@ -68,43 +61,31 @@ class PathTable:
             raise OSError("it is no file")
         return Path(path)
 
-    def _sample(self, folder: Path, place: str, row: Mapping[str, Any]) -> Sample:
-        captions = self._reader.captions(row, place)
-        path = self._path(place, row)
-        sample_id = self._reader.id(row, place) if self._reader.id_column else path or place
-        fault = None if captions else f"{place} has no caption"
-        if not path:
-            return Sample(sample_id, captions, f"{place} names no image")
+    def _sample(self, folder: Path, place: str, row: Cells | BadRowError) -> Sample | None:
+        if isinstance(row, BadRowError):
+            raise row
+        self._reader.note_fields(row)
+        if not self._reader.keeps(row, place, text_cells=self._text_cells):
+            return None
+        path = self._path(row)
+        sample_id = self._reader.id(row) if self._reader.id_column else self._reader.claim(path)
         file = os.path.join(folder, path)
-        try:
-            found = os.stat(file)
-        except (OSError, ValueError):  # ValueError: a path with a NUL
-            return Sample(sample_id, captions, "the file does not exist")
-        if not stat.S_ISREG(found.st_mode):
-            return Sample(sample_id, captions, "it is not a regular file")
-        self._files[sample_id] = (file, (found.st_size, found.st_mtime_ns))
-        return Sample(sample_id, captions, fault)
+        fault = why_no_file(file)
+        if fault is None:
+            self._files[sample_id] = (file, stat_of(file))
+        return self._reader.sample(sample_id, row, fault)
 
-    def _path(self, place: str, row: Mapping[str, Any]) -> str | None:
-        """The path in the image column as it is written; None where the cell is empty."""
+    def _path(self, row: Cells) -> str:
+        """The path in the image column as it is written."""
         self._column = self._column or image_column(row, self._reader)
         value = row.get(self._column)
         if value is None or value == "":
-            return None
+            raise BadRowError("it names no image")
         if not isinstance(value, str):
-            raise KcacheError(
-                f"{place}: column '{self._column}' is no path but {value!r}; choose one with --image-column"
-            )
-        if _URL.match(value):
-            raise KcacheError(
-                f"{place}: '{value}' is an address, and kcache downloads no pictures; fetch them first with img2dataset"
-                " (output_format webdataset), and encode its tars"
-            )
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise KcacheError(f"{place}: {value!r} has half of a surrogate pair; correct the path") from None
-        return value
+            raise BadRowError(f"its '{self._column}' is no path but {value!r}")
+        if fault := why_no_path(value):
+            raise BadRowError(fault)
+        return as_text(value, f"'{self._column}'")
 
 
 def image_column(fields: Iterable[str], reader: RowReader) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from .dataset import Dataset, Sample, Stat
 from .encoders import ImageEncoder, Prepared
-from .images import Decoding, decode
+from .images import Decoding, decode, hushed_pillow
 from .pixels import UnreadableImageError
 
 Item = TypeVar("Item")
@@ -60,6 +60,20 @@ def prepare(dataset: Dataset, sample: Sample, encoders: Mapping[str, ImageEncode
         return Picture(sample.id, stat, sha256, set_aside=_NO_MEMORY, transient=True)
     width, height = decoded.image.size
     return Picture(sample.id, stat, sha256, width, height, decoded.frames, prepared)
+
+
+def why_undecodable(
+    dataset: Dataset, samples: Sequence[Sample], decoding: Decoding, workers: int
+) -> Iterator[str | None]:
+    """For each sample why its picture cannot be decoded; None where it can, or where another run may do it."""
+    if not samples:
+        return
+    with (
+        hushed_pillow(decoding.max_pixels),
+        mapped_ahead(lambda one: prepare(dataset, one, {}, decoding), samples, workers=workers, ahead=workers) as seen,
+    ):
+        for picture in seen:
+            yield None if picture.transient else picture.set_aside
 
 
 @contextmanager

@@ -1,9 +1,15 @@
 """What an encode found and did, for whoever called it."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from kcache.progress import logger
+
 from .work import Work
+
+REASONS_ANNOUNCED = 5
+"""Of the reasons why samples lose their features, so many are said before it is done; the summary has more."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,9 @@ class Estimate:
     unplanned: int
     """Of them, those that the cache does not know yet."""
     bytes: int
+    """Of the features themselves."""
+    disk: int
+    """Of the files that hold them, with what is copied into these from files before."""
     seconds: float
 
     def plus(self, other: "Estimate") -> "Estimate":
@@ -22,6 +31,7 @@ class Estimate:
             self.samples + other.samples,
             self.unplanned + other.unplanned,
             self.bytes + other.bytes,
+            self.disk + other.disk,
             self.seconds + other.seconds,
         )
 
@@ -35,11 +45,23 @@ class EncodeReport:
     """For each column, its rows by state: hit, changed, new, gone, set aside."""
     changed: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
+    gone: dict[str, str] = field(default_factory=dict)
+    """Samples that have features and cannot be encoded any more, and why."""
+    taken_out: dict[str, str] = field(default_factory=dict)
+    """Samples that lose their features, and why."""
     set_aside: dict[str, str] = field(default_factory=dict)
+    found_bad: int = 0
+    """Of those set aside, the ones that nobody could know of before their pictures were decoded."""
+    shards_written: int = 0
     encoded: dict[str, int] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     """Of a dry run, by column."""
+    beginning: float = 0.0
+    """Of a dry run: seconds until the first batch, with the models loaded that a run needs."""
+    reading: float = 0.0
+    """Of a dry run: seconds to read the pictures that a run would encode."""
+    in_all: float = 0.0
+    """Of a dry run: seconds that a run would take."""
     refused: dict[str, str] = field(default_factory=dict)
     """Of a dry run: the columns that a run would refuse to mix, and what differs."""
     cut: dict[str, int] = field(default_factory=dict)
@@ -57,5 +79,20 @@ class EncodeReport:
             self.counts.setdefault(name, Counter()).update(counts)
         self.changed |= work.changed
         self.renamed |= work.renamed
-        self.gone += work.gone
+        self.gone |= work.gone
+        self.taken_out |= work.taken_out
         self.set_aside |= work.set_aside
+
+
+def announce(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """The first lines of a run: for each column, its rows by state."""
+    width = max([12, *map(len, counts)])
+    for name, by_state in counts.items():
+        states: Iterable[str] = (f"{s} {by_state.get(s, 0):,}" for s in ("hit", "changed", "new", "gone", "set aside"))
+        logger.info("%-*s %s", width, name, " / ".join(states))
+
+
+def announce_loss(taken_out: Mapping[str, str]) -> None:
+    """What a run will take out of the cache, before it does: how many samples, and why."""
+    for reason, number in Counter(taken_out.values()).most_common(REASONS_ANNOUNCED):
+        logger.info("%-12s %s: %s", "taken out", f"{number:,}", reason)

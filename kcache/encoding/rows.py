@@ -1,25 +1,29 @@
 """What the options make of the rows of one source: which are kept, what identifies each, and its captions."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from kcache.progress import logger
 from kcache.shards.errors import KcacheError
 from kcache.where import Where
 
-from .dataset import DatasetOptions, captions_of
+from .dataset import DatasetOptions, Sample
 
 Row = Mapping[str, Any]
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d{1,17})?")
 
 
+class BadRowError(Exception):
+    """Why one row of a source cannot be used, where the others can."""
+
+
 class RowReader:
     """Applies ``--where``, ``--id-column`` and ``--caption-column`` to rows, and counts them.
 
     ``fields`` are the names that every row has; None where each row brings its own (JSON), so that only the end tells
-    that a name was wrong. A ``place`` names a row in errors.
+    that a name was wrong. A ``place`` names a row.
     """
 
     def __init__(
@@ -30,8 +34,10 @@ class RowReader:
         self.id_column = options.id_column
         self._where = Where(options.where) if options.where is not None else None
         self._seen_fields: set[str] = set()
-        self._seen_ids: set[str] = set()
-        self._seen = self._kept = 0
+        self._ids: set[str] = set()
+        self._usable = self._seen = self._kept = 0
+        self._place = ""
+        self._first_bad: str | None = None
         if fields is not None:
             self.check(fields)
             self._seen_fields.update(fields)
@@ -53,66 +59,99 @@ class RowReader:
     def require(self, option: str, column: str, fields: Collection[str]) -> None:
         """KcacheError when ``column``, which ``option`` chose, is not among ``fields``."""
         if column not in fields:
-            have = ", ".join(repr(name) for name in fields) or "none"
-            raise KcacheError(f"{self.source} has no column '{column}' (it has: {have}); choose one with {option}")
+            raise KcacheError(
+                f"{self.source} has no column '{column}' (it has: {named(fields)}); choose one with {option}"
+            )
 
     def note_fields(self, fields: Iterable[str]) -> None:
         """Remember names that some row has, for `finish`."""
         self._seen_fields.update(fields)
 
+    def placed(self, place: str, make: Callable[[], Sample | None], *, is_row: bool = True) -> Iterator[Sample]:
+        """The sample that ``make`` gives, if any; one that is set aside under its place where it raises BadRowError.
+
+        A picture may have no row (``is_row``), and then says nothing of whether the rows are usable.
+        """
+        self._place = place
+        self._usable += is_row
+        try:
+            sample = make()
+        except BadRowError as error:
+            self._note_bad(error)
+            sample = Sample(place, (), str(error))
+        else:
+            self._seen += 1
+            self._kept += sample is not None
+        if sample is not None:
+            yield sample
+
+    def _note_bad(self, error: BadRowError) -> None:
+        self._usable -= 1
+        self._first_bad = self._first_bad or f"{self._place}: {error}"
+
     def keeps(self, row: Row, place: str, *, text_cells: bool = False) -> bool:
         """Whether ``--where`` keeps a row. In ``text_cells`` (csv) what reads as a number is one, and '' is None.
 
-        Several captions are to ``--where`` one text of as many lines: ``"cat" in text`` looks into each.
+        Several captions are to ``--where`` one text of as many lines: ``"cat" in text`` looks into each. BadRowError
+        where the condition has no answer.
         """
-        self._seen += 1
-        if self._where is not None:
-            values = {name: _typed(row.get(name)) if text_cells else row.get(name) for name in self._where.names}
-            captions = values.get(self.caption_column)
-            if isinstance(captions, list | tuple) and all(isinstance(caption, str) for caption in captions):
-                values[self.caption_column] = "\n".join(captions) if captions else None
-            if not self._where.keeps(values, place):
-                return False
-        self._kept += 1
-        return True
+        if self._where is None:
+            return True
+        values = {name: _typed(row.get(name)) if text_cells else row.get(name) for name in self._where.names}
+        captions = values.get(self.caption_column)
+        if isinstance(captions, list | tuple) and all(isinstance(caption, str) for caption in captions):
+            values[self.caption_column] = "\n".join(captions) if captions else None
+        try:
+            return self._where.keeps(values, place)
+        except KcacheError as error:
+            raise BadRowError(str(error)) from None
 
-    def id(self, row: Row, place: str) -> str:
-        """What ``--id-column`` says: text or a whole number. KcacheError when it is missing, empty or there already."""
+    def id(self, row: Row) -> str:
+        """What ``--id-column`` says: text or a whole number. BadRowError when it is missing, empty or there already."""
         value = row.get(str(self.id_column))
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             have = "nothing" if value is None else repr(value)
-            raise KcacheError(
-                f"{place} has {have} in column '{self.id_column}', which is to be its id;"
+            raise BadRowError(
+                f"it has {have} in column '{self.id_column}', which is to be its id;"
                 " give every row a text or whole number of its own there, or choose another --id-column"
             )
-        name = captions_of(str(value), f"{place}: column '{self.id_column}'")[0]
-        if name in self._seen_ids:
-            raise KcacheError(
-                f"{place} has the id '{name}' in column '{self.id_column}', as a row before it has;"
-                " give every row an id of its own, or choose another --id-column"
-            )
-        self._seen_ids.add(name)
-        return name
+        return self.claim(as_text(str(value), f"column '{self.id_column}'"))
 
-    def captions(self, row: Row, place: str) -> tuple[str, ...]:
-        """The captions of a row; none where it has null. KcacheError when it has no such column."""
-        if self.caption_column not in row:
-            have = ", ".join(repr(str(key)) for key in row) or "none"
-            raise KcacheError(
-                f"{place} has no column '{self.caption_column}' (it has: {have}); choose one with --caption-column"
-            )
-        return captions_of(row[self.caption_column], f"{place}: column '{self.caption_column}'")
+    def claim(self, sample_id: str) -> str:
+        """The id itself, which no later row can have then. BadRowError where a row before has it."""
+        if sample_id in self._ids:
+            raise BadRowError(f"it is '{sample_id}', as a row before it is; give that one a list of captions")
+        self._ids.add(sample_id)
+        return sample_id
+
+    def sample(self, sample_id: str, row: Row, fault: str | None = None) -> Sample:
+        """The sample of a row. ``fault`` says why its picture cannot be had, if it cannot."""
+        try:
+            captions, no_caption = captions_of(row, self.caption_column), None
+        except BadRowError as error:
+            self._note_bad(error)
+            captions, no_caption = (), str(error)
+        if not captions and not no_caption:
+            no_caption = f"it has no caption: its '{self.caption_column}' is empty"
+        return Sample(sample_id, captions, fault or no_caption, captionless=fault is None and no_caption is not None)
+
+    def require_usable(self) -> None:
+        """KcacheError where no row so far can be used: that is a wrong option or file, and no row that is wrong."""
+        if self._first_bad and not self._usable:
+            raise KcacheError(f"{self.source} has no row that can be used; the first is {self._first_bad}")
 
     def finish(self, **columns: str | None) -> None:
-        """After the last row: refuse names that no row has and a ``--where`` that keeps nothing; say what it keeps.
+        """After the last row: refuse names that no row has, and rows of which none is usable; say what is kept.
 
         ``columns`` are further ones to be found: ``image_column="photo"``.
         """
-        if not self._seen:
+        if not self._seen and not self._first_bad:
             return
-        for option, column in columns.items():
-            if column is not None:
+        chosen = {"caption_column": self.caption_column, "id_column": self.id_column, **columns}
+        for option, column in chosen.items():
+            if column is not None and self._seen_fields:
                 self.require(f"--{option.replace('_', '-')}", column, sorted(self._seen_fields))
+        self.require_usable()
         if self._where is None:
             return
         self._where.check(self._seen_fields, self.source)
@@ -122,6 +161,31 @@ class RowReader:
                 " look at their metadata, and loosen it"
             )
         logger.info("--where keeps %s of %s samples", f"{self._kept:,}", f"{self._seen:,}")
+
+
+def captions_of(row: Row, column: str) -> tuple[str, ...]:
+    """The caption or list of captions in one cell as a tuple; none for null. BadRowError for anything else."""
+    if column not in row:
+        raise BadRowError(f"it has no '{column}' (it has: {named(row)})")
+    value = row[column]
+    captions = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(caption, str) for caption in captions):
+        raise BadRowError(f"its '{column}' is neither a caption nor a list of captions: {value!r}")
+    return tuple(as_text(caption, f"'{column}'") for caption in captions)
+
+
+def as_text(value: str, what: str) -> str:
+    """The text itself. BadRowError for half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRowError(f"its {what} has half of a surrogate pair, which is no character: {value!r}") from None
+    return value
+
+
+def named(row: Iterable[object]) -> str:
+    """The names of a row's cells, as messages list them."""
+    return ", ".join(repr(str(key)) for key in row) or "nothing"
 
 
 def _typed(cell: Any) -> Any:

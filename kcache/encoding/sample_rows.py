@@ -10,8 +10,7 @@ from .dataset import Sample
 from .memory import Memory
 
 SamplesRow = dict[str, Any]
-GONE = "gone"
-"""The reason of a row whose sample the dataset has no more, or whose picture cannot be read any more."""
+UNREADABLE = "the file cannot be read"
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Compared:
     """Why the row is not what it was; None where it is, or where there was none."""
     sha256: str | None = None
     """What the picture hashes to now, where that is known."""
+    gone: str | None = None
+    """Why the sample cannot be encoded any more, where its features are kept all the same."""
 
 
 def samples_key(row: Mapping[str, Any], decoding: object) -> str | None:
@@ -41,21 +42,37 @@ def aside(sample: Sample, reason: str, sha256: str | None = None, *, transient: 
     return row | ({"transient": True} if transient else {})
 
 
-def gone(sample_id: str) -> SamplesRow:
+def unknown(sample_id: str) -> SamplesRow:
     """The row of a sample that vanished between its planning and its encoding: it keeps its place."""
     return {"id": sample_id, "captions": [], "sha256": None, "set_aside": "it is gone"}
+
+
+def has_features(row: SamplesRow | None) -> bool:
+    """Whether the sample was encoded, and neither set aside nor removed since."""
+    return row is not None and "set_aside" not in row and "removed" not in row
+
+
+def vanished(row: SamplesRow | None, sample_id: str) -> Compared:
+    """A sample that the dataset has no more: kept with its features; one that has none is forgotten."""
+    if has_features(row):
+        return Compared(row, gone="gone from the dataset")
+    return Compared({**(row or unknown(sample_id)), "removed": True})
+
+
+def pruned(row: SamplesRow, sample: Sample | None) -> SamplesRow:
+    """What becomes of the row of a sample that is taken for gone, where such are taken out."""
+    return aside(sample, sample.fault or UNREADABLE) if sample else {**row, "removed": True}
 
 
 def compare(row: SamplesRow | None, key: str | None, sample: Sample, memory: Memory, decoding: object) -> Compared:
     """A sample of the dataset beside its row and the row's key (None and None: it is new)."""
     if row is None:
         return Compared(aside(sample, sample.fault) if sample.fault else None)
-    sha256 = memory.sha256(sample.id)
-    if sha256 is None and "set_aside" not in row and "removed" not in row:
-        return Compared(row, GONE)  # What was encoded is not thrown away for a disk that is not there today.
     if sample.fault:
-        same = (row.get("set_aside"), row["captions"]) == (sample.fault, list(sample.captions))
-        return Compared(row if same else aside(sample, sample.fault), None if same else sample.fault)
+        return _compare_faulty(row, sample, sample.fault)
+    sha256 = memory.sha256(sample.id)
+    if sha256 is None and has_features(row):
+        return Compared(row, gone=UNREADABLE)  # It is not thrown away for a disk that is not there today.
     if "removed" in row:
         return Compared(None, "back after it was removed", sha256)
     now = {**row, "id": sample.id, "captions": list(sample.captions)}
@@ -67,3 +84,11 @@ def compare(row: SamplesRow | None, key: str | None, sample: Sample, memory: Mem
         return Compared(now, edited, sha256)
     image = "image bytes differ"
     return Compared(None, f"{edited} and {image}" if edited else image, sha256)
+
+
+def _compare_faulty(row: SamplesRow, sample: Sample, fault: str) -> Compared:
+    """A sample that cannot be encoded as it is now. No picture is opened, for no bytes could change that."""
+    if has_features(row):  # It is not thrown away for a metadata file that is not there today.
+        return Compared(row, gone=f"lost its caption ({fault})" if sample.captionless else fault)
+    same = "removed" not in row and (row["set_aside"], row["captions"]) == (fault, list(sample.captions))
+    return Compared(row) if same else Compared(aside(sample, fault), fault)

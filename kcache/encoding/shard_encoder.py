@@ -38,6 +38,7 @@ class ShardEncoder:
         self.signature = decoding.signature
         self.encoded = dict.fromkeys(columns, 0)
         self.set_aside: dict[str, str] = {}
+        self.shards_written = 0
         self.animated: list[str] = []
         self.upscaled = Counter[str]()
         self.text = {n: e for n, e in encoders.items() if columns[n].reads == "captions"}
@@ -125,6 +126,7 @@ class ShardEncoder:
         keys = [samples_key(row, self.signature) for row in rows]
         if before is None or list(before.keys) != keys or self.cache.rows_of(before) != rows:
             self.cache.commit_samples(task.shard, rows, keys, _next(before))
+            self.shards_written += 1
         for name, by_row in features.items():
             self._commit_column(task, self.columns[name], rows, by_row)
 
@@ -140,6 +142,7 @@ class ShardEncoder:
             return
         stored = {**(read_rows(self.cache, column, before, kept) if before and kept else {}), **encoded}
         self.cache.commit_features(column, task.shard, [stored.get(i) for i in range(len(rows))], now, _next(before))
+        self.shards_written += 1
 
 
 def _next(before: Commit | None) -> int:

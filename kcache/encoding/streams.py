@@ -3,12 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from kcache.shards.errors import KcacheError
 
 from .dataset import Dataset, DatasetOptions, Sample, Stat
 from .rows import RowReader
+from .tables import named_by_place
 
 
 class Window:
@@ -17,6 +19,12 @@ class Window:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.images: dict[str, bytes] = {}
+
+    def add(self, sample: Sample, image: bytes | None) -> None:
+        """Append a sample, with its image if it has one."""
+        self.samples.append(sample)
+        if image is not None:
+            self.images[sample.id] = image
 
     def read(self, sample_id: str) -> bytes:
         """The bytes of one image."""
@@ -45,10 +53,9 @@ class Stream:
     def windows(self, size: int) -> Iterator[Dataset]:
         """``size`` samples at a time. Call it once: each call reads the stream from its beginning.
 
-        KcacheError when the stream breaks, when it lacks a column, or for an id that was there before.
+        KcacheError when the stream breaks, or when it lacks a column.
         """
-        source = f"dataset {self._name}"
-        reader, window = RowReader(source, self._options, fields=None), Window()
+        reader, window = RowReader(f"dataset {self._name}", self._options, fields=None), Window()
         occurrences: Counter[bytes] = Counter()
         for number, row in enumerate(self._rows()):
             if number == 0:
@@ -60,20 +67,15 @@ class Stream:
             digest = hashlib.sha256(data if data is not None else f"row {number}".encode())
             # 16 bytes of each hash: what counts the occurrences is all that is kept of the samples before.
             occurrences[digest.digest()[:16]] += 1
-            if reader.keeps(row, f"{source}, row {number}"):
-                if self._options.id_column:
-                    sample_id = reader.id(row, f"{source}, row {number}")
-                else:
-                    count = occurrences[digest.digest()[:16]]
-                    sample_id = digest.hexdigest() if count == 1 else f"{digest.hexdigest()}-{count}"
-                captions = reader.captions(row, f"{source}, row {number}")
-                fault = fault or (None if captions else f"row {number} has no caption")
-                window.samples.append(Sample(sample_id, captions, fault))
-                if data is not None:
-                    window.images[sample_id] = data
+            count, place = occurrences[digest.digest()[:16]], f"row {number}"
+            by_hash = digest.hexdigest() if count == 1 else f"{digest.hexdigest()}-{count}"
+            for sample in reader.placed(place, partial(_sample, reader, row, place, by_hash, fault)):
+                window.add(sample, data)
             if len(window.samples) == size:
+                reader.require_usable()
                 yield window
                 window = Window()
+        reader.require_usable()
         if window.samples:
             yield window
         reader.finish()
@@ -118,6 +120,12 @@ class Stream:
                 " choose another with --image-column"
             )
         return data, None
+
+
+def _sample(reader: RowReader, row: Mapping[str, Any], place: str, by_hash: str, fault: str | None) -> Sample | None:
+    if not reader.keeps(row, place):
+        return None
+    return named_by_place(reader.sample(reader.id(row) if reader.id_column else by_hash, row, fault), place)
 
 
 def _fetch(path: str) -> bytes:

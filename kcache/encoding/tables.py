@@ -5,7 +5,8 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,9 +76,8 @@ class Table:
             place = images.place(number)
             if digest is not None:
                 occurrences[digest] += 1
-            if reader.keeps(row, f"{reader.source}, {place}"):
-                sample_id = _occurrence(digest, occurrences) if digest else reader.id(row, f"{reader.source}, {place}")
-                self.samples.append(self._sample(number, sample_id, row, fault))
+            sample_id = _occurrence(digest, occurrences) if digest else None
+            self.samples += reader.placed(place, partial(self._sample, number, sample_id, row, fault))
         reader.finish()
 
     def read(self, sample_id: str) -> bytes:
@@ -107,14 +107,21 @@ class Table:
             return None
         return stat_of(cell) if isinstance(cell, Path) else part.stat
 
-    def _sample(self, number: int, sample_id: str, row: Mapping[str, Any], fault: str | None) -> Sample:
+    def _sample(self, number: int, by_hash: str | None, row: Mapping[str, Any], fault: str | None) -> Sample | None:
         place = self._images.place(number)
+        if not self._reader.keeps(row, place):
+            return None
+        sample_id = by_hash or self._reader.id(row)
         self._rows[sample_id] = number
         if fault:
             self._without_image.add(sample_id)
-        captions = self._reader.captions(row, f"{self._reader.source}, {place}")
-        no_caption = None if captions else f"{place} has no caption"
-        return Sample(sample_id, captions, f"{place} has no image: {fault}" if fault else no_caption)
+        no_image = f"{place} has no image: {fault}" if fault else None
+        return named_by_place(self._reader.sample(sample_id, row, no_image), place)
+
+
+def named_by_place(sample: Sample, place: str) -> Sample:
+    """The sample with its row in its fault, for an id does not tell where a table has it."""
+    return replace(sample, fault=f"{place}: {sample.fault}") if sample.captionless else sample
 
 
 def image_hashes(images: ImageRows, scans: Scans) -> Iterator[tuple[str, str | None]]:

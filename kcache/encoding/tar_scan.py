@@ -89,7 +89,8 @@ class _TarReader:
         stem, _, suffix = name.rpartition(".")
         if is_picture(name.rpartition("/")[2]):
             self._last_stem = stem
-            image = Member(as_id(name, self._path), member.offset_data, member.size, fault=_unreadable(member, name))
+            known, unnamed = as_id(name)
+            image = Member(known, member.offset_data, member.size, fault=_unreadable(member, name) or unnamed)
             self._images[name] = (stem, image)
         elif suffix == "txt" or (suffix == "json" and self._wanted):
             self._last_stem = stem

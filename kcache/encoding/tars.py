@@ -4,15 +4,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kcache.progress import bar
 
-from .dataset import DatasetOptions, Sample, Stat, captions_of, stat_of
+from .dataset import DatasetOptions, Sample, Stat, stat_of
 from .memory import Scans
-from .rows import RowReader
+from .rows import BadRowError, RowReader, captions_of
 from .tar_scan import Member, TarScan, scan_tar
+from .walk import as_id
 
 
 class TarDataset:
@@ -34,7 +36,7 @@ class TarDataset:
         with bar(len(tars), "tars", "scan", shown=len(tars) > 1) as progress:
             for number, tar in enumerate(tars):
                 scan = self._scan(number, scans)
-                self.samples += self._samples(number, tar.relative_to(root).as_posix(), scan)
+                self.samples += self._samples(number, as_id(tar.relative_to(root).as_posix())[0], scan)
                 progress.update(1)
         self._reader.finish(caption_column=options.caption_column)
 
@@ -80,26 +82,34 @@ class TarDataset:
         self._reader.note_fields([*scan.field_names, *(("file_name", "text") if scan.members else ())])
         for member in scan.members:
             name = f"{tar}/{member.name}"
-            row: dict[str, Any] = {**(member.fields or {}), "file_name": name}
-            if member.text is not None:
-                row["text"] = member.text
-            if not self._reader.keeps(row, f"'{name}'"):
-                continue
-            captions, fault = self._captions(member, name)
-            sample_id = self._reader.id(row, f"'{name}'") if self._reader.id_column else name
-            if not member.fault:
-                self._found[sample_id] = (number, member.offset, member.size)
-            yield Sample(sample_id, captions, member.fault or fault)
+            yield from self._reader.placed(name, partial(self._sample, number, member, name))
         if scan.fault:
             yield Sample(tar, (), scan.fault)
 
-    def _captions(self, member: Member, name: str) -> tuple[tuple[str, ...], str | None]:
+    def _sample(self, number: int, member: Member, name: str) -> Sample | None:
+        row: dict[str, Any] = {**(member.fields or {}), "file_name": name}
+        if member.text is not None:
+            row["text"] = member.text
+        if not self._reader.keeps(row, f"'{name}'"):
+            return None
+        sample_id = self._reader.id(row) if self._reader.id_column else self._reader.claim(name)
+        if not member.fault:
+            self._found[sample_id] = (number, member.offset, member.size)
+        captions, no_caption = self._captions(member)
+        fault = member.fault or no_caption
+        return Sample(sample_id, captions, fault, captionless=not member.fault and no_caption is not None)
+
+    def _captions(self, member: Member) -> tuple[tuple[str, ...], str | None]:
+        """The captions of an image, and None; or no captions, and why there are none."""
         if not self._from_json:
             return ((member.text,), None) if member.text is not None else ((), "it has no .txt beside it in its tar")
         column = self._reader.caption_column
         if member.fields is None:
             return (), "it has no .json beside it in its tar"
-        captions = captions_of(member.fields.get(column), f"'{name}': field '{column}'")
+        try:
+            captions = captions_of(member.fields, column) if column in member.fields else ()
+        except BadRowError as error:
+            return (), str(error)
         return captions, None if captions else f"its .json has no '{column}'"
 
 

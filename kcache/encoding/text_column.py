@@ -58,6 +58,10 @@ class TextColumn:
         """The checkpoint's tokenizer."""
         return load_tokenizer(self._tokenizer_folder)
 
+    def load(self) -> None:
+        """Load the model."""
+        _ = self._model
+
     @cached_property
     def _model(self) -> Any:
         from transformers import CLIPTextModelWithProjection

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kcache.shards.errors import KcacheError
+from kcache.shards import layout
 
 PICTURES = frozenset(
     f".{name}"
@@ -48,26 +48,37 @@ def walk(root: Path) -> Iterator[Folder]:
         yield Folder(path, prefix, sorted(files))
 
 
+def is_cache(folder: Path) -> bool:
+    """Whether a folder is a cache of kcache."""
+    return (folder / layout.ROOT_RECORD).is_file()
+
+
 def is_picture(name: str) -> bool:
     """Whether a file's name is that of a picture; a hidden file (``._a.jpg`` of macOS) is none."""
     return os.path.splitext(name)[1].lower() in PICTURES and not name.startswith(".")
 
 
-def as_id(name: str, source: object) -> str:
-    """The name itself; KcacheError where it is not text, which an id must be."""
+NOT_UTF_8 = "its name is not UTF-8, which an id must be; rename it"
+
+
+def as_id(name: str) -> tuple[str, str | None]:
+    """The name and None; or the name with ``\\xe9`` for a byte that is not UTF-8, and why it cannot be encoded."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise KcacheError(f"the name of {name!r} in {source} is not valid UTF-8; rename the file") from None
-    return name
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"), NOT_UTF_8
+    return name, None
 
 
 def _not_entered(folder: Path, names: list[str], entered: set[Path]) -> list[str]:
-    """The folders to go on into: links too, after the real folders beside them, and none for a second time."""
+    """The folders to go on into: links too, after the real folders beside them, and none for a second time.
+
+    None of them is a cache of kcache, whose shards are tars too.
+    """
     fresh = []
     for name in sorted(names, key=lambda name: ((folder / name).is_symlink(), name)):
         target = (folder / name).resolve()
-        if not name.startswith(".") and target not in entered:
+        if not name.startswith(".") and target not in entered and not is_cache(target):
             entered.add(target)
             fresh.append(name)
     return fresh

@@ -1,14 +1,14 @@
 """What an encode has to do, and why: the dataset as it is now against the cache's commits."""
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from kcache.shards import Cache, Column, Commit, DamageError, layout
 
 from .dataset import Sample
 from .memory import Memory
-from .sample_rows import GONE, Compared, SamplesRow, compare, gone
+from .sample_rows import Compared, SamplesRow, aside, compare, has_features, pruned, unknown, vanished
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ class Work:
     """Samples that are not what was encoded, and why."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Samples that were known under another id, by the new one: the picture is the same."""
-    gone: list[str] = field(default_factory=list)
+    gone: dict[str, str] = field(default_factory=dict)
+    """Samples that have features and cannot be encoded any more, and why."""
+    taken_out: dict[str, str] = field(default_factory=dict)
+    """Samples that lose their features, and why."""
     new_ids: list[str] = field(default_factory=list)
     first_new_shard: int = 0
     set_aside: dict[str, str] = field(default_factory=dict)
@@ -72,7 +75,8 @@ class WorkFinder:
     """Compares datasets with one cache (None: not made yet).
 
     ``columns`` are those to bring up to date; ``replaced`` says of some why they are made anew; ``decoding`` is all
-    that decides whether a picture can be decoded; ``prune`` marks samples that are gone as removed.
+    that decides whether a picture can be decoded; ``prune`` marks samples that are gone as removed; ``undecodable``
+    says of samples why their pictures cannot be decoded, None for those that can.
     """
 
     cache: Cache | None
@@ -82,6 +86,7 @@ class WorkFinder:
     decoding: object
     replaced: Mapping[str, str] = field(default_factory=dict)
     prune: bool = False
+    undecodable: Callable[[Sequence[Sample]], Iterable[str | None]] = lambda samples: [None] * len(samples)
 
     def find(self, samples: Sequence[Sample], known: Places, *, gone: frozenset[str] | None = None) -> Work:
         """What is to do for ``samples``. Reads no image whose size and time are as remembered.
@@ -109,7 +114,7 @@ class WorkFinder:
         lost = defaultdict[str, deque[tuple[int, int]]](deque)
         for shard, rows in self._rows_of(self._gone, known):
             for i, row in rows.items():
-                if row["sha256"] and "removed" not in row and "set_aside" not in row:
+                if row["sha256"] and has_features(row):
                     lost[row["sha256"]].append((shard, i))
         moved: dict[tuple[int, int], Sample] = {}
         for sample in new if lost else ():
@@ -143,7 +148,10 @@ class WorkFinder:
             self._compare(row, key, sample, sample_id)
             for row, key, sample, sample_id in zip(rows, keys, samples, ids, strict=True)
         ]
-        there = [None if c.reason == GONE else sample for sample, c in zip(samples, compared, strict=True)]
+        self._look_at_changed(rows, samples, compared)
+        for i, (row, sample, sample_id) in enumerate(zip(rows, samples, ids, strict=True)):
+            compared[i] = self._note(row, compared[i], sample, sample_id)
+        there = [None if c.gone else sample for sample, c in zip(samples, compared, strict=True)]
         self._add_task(shard, there, compared, committed, list(rows) != [c.row for c in compared])
 
     def _commit(self, name: str, shard: int) -> Commit | None:
@@ -156,22 +164,42 @@ class WorkFinder:
 
     def _compare(self, row: SamplesRow | None, key: str | None, sample: Sample | None, sample_id: str) -> Compared:
         if sample is not None:
-            compared = compare(row, key, sample, self.memory, self.decoding)
-        elif sample_id in self._gone and not (row and "removed" in row):
-            compared = Compared(row or gone(sample_id), GONE)
-        else:
-            return Compared(row or gone(sample_id))
-        if compared.reason == GONE:
-            self.work.gone.append(sample_id)
-            return Compared({**compared.row, "removed": True}, GONE) if self.prune and compared.row else compared
-        assert sample is not None
+            return compare(row, key, sample, self.memory, self.decoding)
+        if sample_id in self._gone and not (row and "removed" in row):
+            return vanished(row, sample_id)
+        return Compared(row or unknown(sample_id))
+
+    def _look_at_changed(
+        self, rows: Sequence[SamplesRow | None], samples: Sequence[Sample | None], compared: list[Compared]
+    ) -> None:
+        """Decode the pictures that are others than those encoded: what is to be lost is said before it is."""
+        changed = [
+            (i, sample)
+            for i, (row, sample, now) in enumerate(zip(rows, samples, compared, strict=True))
+            if now.row is None and sample is not None and has_features(row)
+        ]
+        for (i, sample), why in zip(changed, self.undecodable([sample for _, sample in changed]), strict=True):
+            if why:
+                compared[i] = Compared(aside(sample, why, compared[i].sha256), why)
+
+    def _note(self, row: SamplesRow | None, now: Compared, sample: Sample | None, sample_id: str) -> Compared:
+        """Keep what was found of one sample for the report; its row is the one it is to have, pruned or not."""
+        if now.gone and now.row:
+            self.work.gone[sample_id] = now.gone
+            if not self.prune:
+                return now
+            now = replace(now, row=pruned(now.row, sample))
+        if has_features(row) and not has_features(now.row) and now.row is not None:
+            self.work.taken_out[sample_id] = now.gone or str(now.reason)
+        if sample is None:
+            return now
         if sample.id != sample_id:
             self.work.renamed[sample.id] = sample_id
-        if compared.row and "set_aside" in compared.row:
-            self.work.set_aside[sample.id] = compared.row["set_aside"]
-        elif compared.reason:
-            self.work.changed[sample.id] = compared.reason
-        return compared
+        if now.row and "set_aside" in now.row:
+            self.work.set_aside[sample.id] = now.row["set_aside"]
+        elif now.reason:
+            self.work.changed[sample.id] = now.reason
+        return now
 
     def _add_task(
         self,
@@ -204,7 +232,7 @@ class WorkFinder:
         self, column: Column, have: str | None, want: str | None, sample: Sample | None, now: Compared
     ) -> str | None:
         if sample is None:
-            return "gone" if now.reason == GONE else None
+            return "gone" if now.gone else None
         if now.row and "set_aside" in now.row:
             return "set aside"
         if have is not None and have == want:
@@ -214,7 +242,8 @@ class WorkFinder:
             return "changed"
         if have is None:
             return "new"
-        self.work.changed.setdefault(sample.id, f"an earlier run was cut off before '{column.name}'")
+        behind = f"an earlier run left '{column.name}' behind (it was cut off, or --columns named others)"
+        self.work.changed.setdefault(sample.id, behind)
         return "changed"
 
     def _append_new(self, new: list[Sample]) -> None:
@@ -223,7 +252,7 @@ class WorkFinder:
         nothing = dict.fromkeys(self._generations)
         for number, start in enumerate(range(0, len(new), self.shard_size), self.work.first_new_shard):
             samples = new[start : start + self.shard_size]
-            compared = [self._compare(None, None, sample, sample.id) for sample in samples]
+            compared = [self._note(None, self._compare(None, None, s, s.id), s, s.id) for s in samples]
             self._add_task(number, samples, compared, nothing, True)
 
 
