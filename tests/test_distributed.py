@@ -1,5 +1,6 @@
 """Several processes train as one does, go on from what another number of them left, and say what they cannot do."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -234,20 +235,11 @@ def test_accumulation_is_adjusted_and_said_or_refused_where_it_does_not_come_out
 # --- started by accelerate, from a file
 
 
-CONFIG = """compute_environment: LOCAL_MACHINE
-distributed_type: {kind}
-num_machines: 1
-num_processes: 2
-machine_rank: 0
-main_process_port: 0
-"""
-FSDP_CONFIG = """fsdp_config:
-  fsdp_version: 2
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_reshard_after_forward: true
-  fsdp_cpu_ram_efficient_loading: true
-  fsdp_offload_params: false
-"""
+def config_in_the_docs(kind: str) -> str:
+    """The configuration of docs/clusters.md for this ``distributed_type``, for two processes and any free port."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "clusters.md").read_text("utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if f"distributed_type: {kind}\n" in block]
+    return f"{block.replace('num_processes: 8', 'num_processes: 2')}main_process_port: 0\n"
 
 
 def launch(tmp_path: Path, config: str, program: list[str], job: Options) -> subprocess.CompletedProcess[str]:
@@ -263,7 +255,8 @@ def launch(tmp_path: Path, config: str, program: list[str], job: Options) -> sub
 
 def test_accelerate_launch_with_a_config_file_trains_in_two_processes(alone: Path, make: Make, tmp_path: Path) -> None:
     job = make("decoder", tmp_path / "out", **SGD, train_batch_size=2)
-    ran = launch(tmp_path, CONFIG.format(kind="MULTI_GPU") + "use_cpu: true\n", ["-m", "kcache"], job)
+    config = config_in_the_docs("MULTI_GPU").replace("mixed_precision: bf16", "mixed_precision: 'no'\nuse_cpu: true")
+    ran = launch(tmp_path, config, ["-m", "kcache"], job)
     assert ran.returncode == 0, ran.stderr
     assert "in 2 processes, each with all weights" in ran.stderr
     ours, theirs = result(tmp_path / "out"), result(alone / "decoder-sgd")
@@ -274,7 +267,7 @@ def test_accelerate_launch_with_fsdp_in_the_config_file_shards_the_weights(
     alone: Path, make: Make, tmp_path: Path
 ) -> None:
     job = make("prior", tmp_path / "out", **SGD, train_batch_size=2)
-    ran = launch(tmp_path, CONFIG.format(kind="FSDP") + FSDP_CONFIG, ["tests/fsdp_on_cpu.py"], job)
+    ran = launch(tmp_path, config_in_the_docs("FSDP"), ["tests/fsdp_on_cpu.py"], job)
     assert ran.returncode == 0, ran.stderr
     assert "in 2 processes, the weights sharded among them" in ran.stderr
     ours, theirs = result(tmp_path / "out"), result(alone / "prior-sgd")
