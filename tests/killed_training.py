@@ -10,7 +10,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from killed import start, wait
 from tqdm import tqdm
 
 from kcache.training.config import DecoderConfig, PriorConfig
-from kcache.training.loop import Geometry
-from kcache.training.sources import MicroBatch
+from kcache.training.loop import Objective
+from kcache.training.objectives import Batch
 from kcache.training.train import train
 
-MOST, LONGEST = 4, 0.08
+MOST, LONGEST = 4, 0.1
 """Updates after which a child is killed, at most, and seconds after the last of them."""
 
 Config = PriorConfig | DecoderConfig
@@ -32,25 +31,31 @@ Config = PriorConfig | DecoderConfig
 
 def run_and_tell(config: Config, pipe: int) -> None:
     """One training that tells of each update."""
-    micro_batches = Geometry.micro_batches
+    forward = Objective.forward
 
-    def told(*given: Any) -> Iterator[MicroBatch]:
-        for batch in micro_batches(*given):
+    def told(objective: Objective, batch: Batch) -> torch.Tensor:
+        if objective.training:
             os.write(pipe, b"x")
-            yield batch
+        return forward(objective, batch)
 
-    Geometry.micro_batches = told  # type: ignore[method-assign]
+    Objective.forward = told  # type: ignore[method-assign]
     train(config)
 
 
-def killed_after(config: Config, updates: int, seconds: float) -> int:
-    """One training that is killed so many seconds after an update was read; returns its exit code."""
+def killed_after(config: Config, updates: int, seconds: float, writing: bool) -> int:
+    """One training that is killed so many seconds after an update began; returns its exit code.
+
+    With ``writing`` it is killed as soon as something is half written after that update.
+    """
     told, tell = os.pipe()
     pid = start(lambda: run_and_tell(config, tell))
     os.close(tell)
-    for _ in range(1 + updates):
-        os.read(told, 1)  # nothing, and at once, where the child has ended
-    time.sleep(seconds)
+    alive = all(os.read(told, 1) for _ in range(1 + updates))  # nothing, and at once, where the child has ended
+    if writing:
+        while alive and not any(Path(config.output_dir).glob(".tmp-*")):
+            alive = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    else:
+        time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     os.close(told)
     return wait(pid)
@@ -62,8 +67,9 @@ def kill_again_and_again(config: Config, kills: int, seed: int) -> dict[str, Any
     undisturbed = replace(config, output_dir=f"{out}-undisturbed", resume_from_checkpoint=None)
     codes = [wait(start(lambda: train(undisturbed)))]
     steps, halves = [], 0
-    for _ in range(kills):
-        code = killed_after(config, moments.randint(0, MOST), moments.uniform(0, LONGEST))
+    for number in range(kills):
+        updates, seconds = moments.randint(0, MOST), moments.uniform(0, LONGEST)
+        code = killed_after(config, updates, seconds, writing=number % 3 == 2)
         if code != -signal.SIGKILL:
             break
         steps.append(max((int(p.name.split("-")[1]) for p in out.glob("checkpoint-*")), default=0))

@@ -41,11 +41,11 @@ def environ(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, **more}
 
 
-def updates(out: Path, *without: str) -> list[dict[str, float]]:
-    """What ``metrics.jsonl`` tells, but for what the clock has a part in."""
-    clock = {"samples_per_second", "data_wait", "peak_memory", *without}
+def updates(out: Path) -> list[dict[str, float]]:
+    """What ``metrics.jsonl`` tells, but for what the machine has a part in."""
+    of_the_machine = {"samples_per_second", "data_wait", "peak_memory_bytes"}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+    return [{name: value for name, value in line.items() if name not in of_the_machine} for line in lines]
 
 
 def result(out: Path) -> dict[str, torch.Tensor]:

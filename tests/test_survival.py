@@ -48,7 +48,7 @@ def killed(cache: Cache, tiny_prior: Path, tiny_decoder: Path, tmp_path_factory:
         "cache": str(cache.root),
         "seed": 3,
         "train_batch_size": 2,
-        "max_train_steps": 10 * KILLS,
+        "max_train_steps": 8 * KILLS,
         "use_ema": True,
         "conditioning_dropout": 0.3,
         "validation_split": 0.3,
@@ -61,7 +61,12 @@ def killed(cache: Cache, tiny_prior: Path, tiny_decoder: Path, tmp_path_factory:
     }
     own = {
         "prior": {"pretrained_prior_model_name_or_path": str(tiny_prior), "lr_scheduler": "cosine"},
-        "decoder": {"pretrained_decoder_model_name_or_path": str(tiny_decoder), "resolution": PIXELS, "lora": True},
+        "decoder": {
+            "pretrained_decoder_model_name_or_path": str(tiny_decoder),
+            "resolution": PIXELS,
+            "lora": True,
+            "validation_steps": 24,  # each makes pictures
+        },
     }
     jobs = {
         stage: {
