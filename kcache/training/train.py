@@ -87,16 +87,14 @@ def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path
     results = (output_dir / name for name in ("prior", "unet", LORA_FILE, BEST))
     old = [path.name for path in (*checkpointing.checkpoints(output_dir), *results) if path.exists()]
     if old and config.resume_from_checkpoint:
+        stage, result = "prior" if isinstance(config, PriorConfig) else "decoder", output_dir
         raise KcacheError(
             f"{output_dir} holds a result ({old[0]}) and no checkpoint to go on from; start from it in another folder"
-            f" with --pretrained-{'prior' if old[0] == 'prior' else 'decoder'}-model-name-or-path {output_dir}"
+            f" with --pretrained-{stage}-model-name-or-path {result / BEST if old == [BEST] else result}"
         )
-    if (
-        not old
-        and not config.resume_from_checkpoint
-        and any("loss" in line for line in read_lines(output_dir / METRICS))
-    ):
-        old = [METRICS]  # a run that ended before its first checkpoint: its curves are somebody's
+    has_curves = any("loss" in line for line in read_lines(output_dir / METRICS))
+    if has_curves and not old and not config.resume_from_checkpoint:
+        old = [METRICS]  # of a run that ended before its first checkpoint
     if old:
         raise KcacheError(
             f"{output_dir} already holds a run ({', '.join(old[:3])}); go on with --resume-from-checkpoint latest,"
