@@ -36,7 +36,7 @@ def put_if_absent(path: Path, data: bytes) -> bool:
     try:
         sync_folder(path.parent)
     except OSError:
-        # Whether the name is on the disk is not known, and a second fsync would claim it: whoever runs again makes it anew.
+        # Nobody knows whether the name is on the disk, and a second fsync would claim so: the next run makes it anew.
         if made:
             _discard(path)
         raise

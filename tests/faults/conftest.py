@@ -1,31 +1,12 @@
-"""What the tests of faults share: scenes that are encoded once, the two sizes of a test, and a count of what was tried."""
+"""What the tests of faults share: scenes that are encoded once, and a count of what was tried and missed."""
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenes import Scene, keep_models, make_scenes
-
-Scenes = Callable[[str], dict[str, Scene]]
-
-
-class Tally:
-    """How many faults of each kind were tried, and how many of them were missed: not survived, or not noticed."""
-
-    def __init__(self) -> None:
-        self.tried, self.missed = Counter[str](), Counter[str]()
-
-    def __call__(self, kind: str, problems: list[str]) -> list[str]:
-        """Count one fault, missed where it left ``problems``; gives these back."""
-        self.tried[kind] += 1
-        self.missed[kind] += bool(problems)
-        return problems
-
-    def __str__(self) -> str:
-        return "; ".join(f"{n:,} {kind}, {self.missed[kind]:,} missed" for kind, n in sorted(self.tried.items()))
-
+from scenes import Scene, Scenes, keep_models, make_scenes
+from tally import Tally
 
 _TALLY = pytest.StashKey[Tally]()
 

@@ -1,4 +1,4 @@
-"""A disk under the calls that shards/durable.py makes: it notes each of them, and fails or dies at the one it is told."""
+"""A disk under the calls that shards/durable.py makes: it notes each of them, and fails or dies where it is told."""
 
 import builtins
 import errno
@@ -57,7 +57,7 @@ class Disk:
         return text.removeprefix(root) if isinstance(text, str) and text.startswith(root) else None
 
     def _do(self, call: Call) -> int | None:
-        """Note a call that is about to be made. The lock is held, so that calls are noted in the order they are made."""
+        """Note a call that is about to be made. The lock is held, so calls are noted in the order they are made."""
         answer = self._ask(call)
         self.calls.append(call)
         return answer
@@ -144,7 +144,7 @@ class Disk:
 
 
 class _File(io.FileIO):
-    """A new file whose every write goes by the disk. What buffers above it handles short writes, as it does for real."""
+    """A new file whose writes go by the disk. What buffers above it handles short writes, as it does for real."""
 
     def __init__(self, disk: Disk, path: str) -> None:
         super().__init__(path, "xb")

@@ -1,4 +1,4 @@
-"""What a disk holds after a power failure: file contents and names that were flushed, and by chance some of the rest."""
+"""What a disk holds after a power failure: contents and names that were flushed, and by chance some of the rest."""
 
 import random
 from collections.abc import Callable, Iterable

@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,10 @@ from kcache.shards import Cache, verify
 
 NAMES = ("first", "change", "prune", "replaced")
 Item = TypeVar("Item")
+
+
+Scenes = Callable[[str], "dict[str, Scene]"]
+"""The scenes by name, of a container."""
 
 
 def cases(*sampled: tuple[str, str]) -> list[Any]:

@@ -1,15 +1,15 @@
-"""A disk that fails at one call: one sentence, nothing lost, what an fsync failed for thrown away, and the rerun whole."""
+"""A disk that fails at one call: one sentence, nothing lost, what fsync failed for thrown away, the rerun whole."""
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Scenes, Tally
 from disk import Call, Disk, end_process
 from power import PowerModel
-from scenes import Scene, cases, differing, problems_of, some
+from scenes import Scene, Scenes, cases, differing, problems_of, some
+from tally import Tally
 
 from kcache.shards import Cache, KcacheError, durable, verify
 
@@ -123,17 +123,25 @@ def test_a_disk_that_fails_from_some_call_on_keeps_what_was_committed_before(
     assert problems_of(scene, cache) == []
 
 
-def test_a_name_for_which_fsync_failed_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_for_which_fsync_failed_is_taken_back(tmp_path: Path) -> None:
     """After a failed fsync a second one may claim what is not true, so nobody must find the file."""
-    durable.put_if_absent(tmp_path / "before", b"")
-    failing = lambda number, call: failing_at(0, errno.EIO)(0, call) if call.kind == "fsync folder" else None  # noqa: E731
-    with pytest.MonkeyPatch.context() as patch:
-        Disk(tmp_path, failing).mount(patch)
-        with pytest.raises(OSError, match="Input/output error"):
-            durable.put_if_absent(tmp_path / "file", b"data")
-        with pytest.raises(OSError, match="Input/output error"):
-            durable.make_folder(tmp_path / "folder")
-        (tmp_path / "damaged").write_bytes(b"wrong")
-        with pytest.raises(OSError, match="Input/output error"):
-            durable.put_content(tmp_path / "damaged", b"right")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "damaged"]
+    (tmp_path / "damaged").write_bytes(b"wrong")
+    for write, flushed_before in (
+        (lambda: durable.put_if_absent(tmp_path / "file", b"data"), 0),
+        (lambda: durable.make_folder(tmp_path / "folder"), 0),
+        (lambda: durable.put_content(tmp_path / "damaged", b"right"), 1),
+    ):
+        flushes = iter(range(10))
+
+        def act(
+            number: int, call: Call, flushes: Iterator[int] = flushes, flushed_before: int = flushed_before
+        ) -> None:
+            if call.kind == "fsync folder" and next(flushes) == flushed_before:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(tmp_path, act).mount(patch)
+            durable._flushed.update([tmp_path, *tmp_path.parents])
+            with pytest.raises(OSError, match="Input/output error"):
+                write()
+    assert list(tmp_path.iterdir()) == []

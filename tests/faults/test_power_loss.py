@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Scenes, Tally
 from disk import Call, Disk, Killed, end_process
 from power import PowerModel, Tree, lay_out
-from scenes import Scene, cases, problems_of, some, stored
+from scenes import Scene, Scenes, cases, problems_of, some, stored
+from tally import Tally
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -71,9 +71,7 @@ def test_the_disk_of_these_tests_sees_every_call_that_an_encode_makes(
     assert {call.kind for call in calls} >= {"create", "write", "fsync", "link", "unlink", "fsync folder"}
 
 
-@pytest.mark.parametrize(
-    ("name", "container", "full"), cases(("first", "tar"), ("replaced", "h5"))
-)
+@pytest.mark.parametrize(("name", "container", "full"), cases(("first", "tar"), ("replaced", "h5")))
 def test_what_a_killed_encode_left_unflushed_is_flushed_by_the_next_before_it_counts_on_it(
     scenes: Scenes, tally: Tally, tmp_path: Path, name: str, container: str, full: bool
 ) -> None:
@@ -86,7 +84,9 @@ def test_what_a_killed_encode_left_unflushed_is_flushed_by_the_next_before_it_co
         model, calls = killed_and_run_again(scene, tmp_path / f"killed-{number}", number)
         for call in calls:
             model.apply(call)
-        found = problems_after((f"killed before call {number}", model.after(), model.promised), scene, tmp_path / f"{number}")
+        found = problems_after(
+            (f"killed before call {number}", model.after(), model.promised), scene, tmp_path / f"{number}"
+        )
         problems += tally("power failures after a kill", found)
     assert problems == []
 
