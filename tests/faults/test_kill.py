@@ -1,7 +1,9 @@
 """An encode that is killed at any moment and run again ends with the bytes of one that was not; so do two at once."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Encode, checkpoint_options, copy_old, done, kcache, refused, tree
+from commands import Encode, checkpoint_options, copy_old, done, kcache, make_old, refused, tree
+from folders import Train
 from support import ids
 
-from kcache.shards import Cache, durable
+from kcache.shards import Cache, ColumnReader, durable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to be killed cheaply")
 
@@ -23,6 +26,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "many": {"format": "tar", "kills": 8},
     "again": {"format": "h5"},
     "race": {"format": "tar", "processes": 2, "rounds": 2},
+    "columns": {"format": "h5", "processes": 2, "rounds": 2, "columns": [["text", "image"], ["latents-32"]]},
+    "reading": {"format": "tar"},
 }
 
 
@@ -35,7 +40,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_prior:
         "pretrained_prior_model_name_or_path": str(tiny_prior),
         "pretrained_decoder_model_name_or_path": str(tiny_decoder),
     }
-    jobs = {kind: {**job, "options": {**options, "format": job["format"]}} for kind, job in JOBS.items()}
+    changed = {"changed": str(change(copy_old(pictures, folder / "changed")))}
+    jobs = {kind: {**job, **changed, "options": {**options, "format": job["format"]}} for kind, job in JOBS.items()}
     (folder / "jobs.json").write_text(json.dumps(jobs))
     program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("killed.py")), str(folder / "jobs.json")]
     ran = subprocess.run(program, capture_output=True, text=True, timeout=600)
@@ -44,6 +50,17 @@ def killed(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_prior:
     for kind, answer in answers.items():
         assert set(answer["codes"]) == {0}, f"{kind}: {ran.stderr}"
     return folder, answers
+
+
+def change(dataset: Path) -> Path:
+    """Replace a picture, caption another anew, and remove a third."""
+    shutil.copy(dataset / "grey.png", dataset / "flat.png")
+    make_old(dataset / "flat.png")
+    (dataset / "turned.jpg").unlink()
+    metadata = dataset / "metadata.jsonl"
+    lines = [line for line in metadata.read_text("utf-8").splitlines(keepends=True) if "turned.jpg" not in line]
+    metadata.write_text("".join(lines).replace("red apple", "a green apple"), "utf-8")
+    return dataset
 
 
 def stored(cache: Path) -> dict[str, bytes]:
@@ -78,6 +95,40 @@ def test_processes_that_encode_into_one_cache_at_once_end_as_one_would(killed: K
     folder = killed[0] / "race"
     for number in range(JOBS["race"]["rounds"]):
         assert stored(folder / f"raced-{number}") == stored(folder / "undisturbed"), number
+
+
+def test_processes_that_encode_other_columns_of_one_cache_at_once_end_as_one_would(killed: Killed) -> None:
+    folder = killed[0] / "columns"
+    for number in range(JOBS["columns"]["rounds"]):
+        assert stored(folder / f"raced-{number}") == stored(folder / "undisturbed"), number
+
+
+def test_a_process_that_reads_while_another_encodes_reads_the_same_bytes_to_the_end(killed: Killed) -> None:
+    told = killed[1]["reading"]
+    assert told["changed"]
+    assert told["passes"] >= 2
+    assert len(told["digests"]) == 1
+
+
+def test_a_training_ends_with_the_same_weights_while_its_cache_is_changed_and_pruned(
+    train: Train, encode: Encode, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, changed = tmp_path / "cache", change(copy_old(pictures, tmp_path / "pictures"))
+    done(encode(pictures, cache))
+    options = ["--max-train-steps=6", "--train-batch-size=2", "--output-dir"]
+    done(train("prior", cache, *options, tmp_path / "undisturbed"))
+    read, reads = ColumnReader.read_into, itertools.count()
+
+    def read_into(self: ColumnReader, position: int, field: str, out: memoryview) -> None:
+        if next(reads) == 10:
+            done(encode(changed, cache, "--prune"))
+        read(self, position, field, out)
+
+    monkeypatch.setattr(ColumnReader, "read_into", read_into)
+    done(train("prior", cache, *options, tmp_path / "meanwhile"))
+    assert next(reads) > 30
+    assert Cache(cache).commits("image")[0] == 2
+    assert tree(tmp_path / "meanwhile" / "prior") == tree(tmp_path / "undisturbed" / "prior")
 
 
 def test_the_real_command_killed_at_three_moments_ends_byte_identical(
