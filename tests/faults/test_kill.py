@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from commands import Encode, checkpoint_options, copy_old, done, kcache, make_old, refused, tree
 from folders import Train
 from support import ids
+from tally import Tally
 
 from kcache.shards import Cache, ColumnReader, durable
 
@@ -135,8 +137,7 @@ def test_the_real_command_killed_at_three_moments_ends_byte_identical(
     encode: Encode, pictures: Path, tiny_prior: Path, tiny_decoder: Path, tmp_path: Path
 ) -> None:
     dataset, cache = copy_old(pictures, tmp_path / "pictures"), tmp_path / "cache"
-    options = [*checkpoint_options(tiny_prior, tiny_decoder), "--resolution=32", "--shard-size=4", "--batch-size=3"]
-    line = [sys.executable, "-m", "kcache", "encode", str(dataset), str(cache), *options, "--device=cpu"]
+    line = command(dataset, cache, tiny_prior, tiny_decoder)
     for sign in ("kcache.json", "commits/samples/000000*", "commits/latents-32/000001*"):
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         kill_when(process, lambda sign=sign: any(cache.glob(sign)))
@@ -146,11 +147,39 @@ def test_the_real_command_killed_at_three_moments_ends_byte_identical(
     assert stored(cache) == stored(tmp_path / "undisturbed")
 
 
-def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
-    """Kill -9 as soon as ``seen``; the process must not have come to its end before."""
+@pytest.mark.torture
+def test_the_real_command_killed_at_random_moments_ends_byte_identical(
+    encode: Encode, pictures: Path, tiny_prior: Path, tiny_decoder: Path, tmp_path: Path, tally: Tally
+) -> None:
+    dataset = copy_old(pictures, tmp_path / "pictures")
+    done(encode(dataset, tmp_path / "undisturbed"))
+    rng, kills = random.Random(0), 0
+    for number in itertools.count():
+        cache = tmp_path / f"cache-{number}"
+        line = command(dataset, cache, tiny_prior, tiny_decoder)
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        kill_when(process, lambda cache=cache: (cache / "kcache.json").exists(), rng.random())
+        done(encode(dataset, cache))
+        assert stored(cache) == stored(tmp_path / "undisturbed"), number
+        if process.returncode == -signal.SIGKILL:  # and had not come to its end before
+            tally("kills of the command", [])
+            kills += 1
+        if kills == 10:
+            return
+
+
+def command(dataset: Path, cache: Path, prior: Path, decoder: Path) -> list[str]:
+    """An encode as it is typed."""
+    options = [*checkpoint_options(prior, decoder), "--resolution=32", "--shard-size=4", "--batch-size=3"]
+    return [sys.executable, "-m", "kcache", "encode", str(dataset), str(cache), *options, "--device=cpu"]
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool], seconds: float = 0.0) -> None:
+    """Kill -9 so many ``seconds`` after something is ``seen``; the process must not have failed before."""
     deadline = time.monotonic() + 120
     while not seen() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
+    time.sleep(seconds)
     process.kill()
     _, said = process.communicate(timeout=60)
     assert "Error" not in said, said
