@@ -7,9 +7,10 @@ import numpy as np
 
 from .cache import Cache
 from .columns import Column
-from .commits import Commit, sha256
+from .commits import Commit
 from .errors import DamageError
-from .index import load_index
+from .files import read_plain
+from .snapshot import load_entries
 from .tar import Row
 
 
@@ -18,11 +19,8 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
 
     DamageError naming the file and the sample: what is damaged is never copied into a file with a right checksum.
     """
-    assert commit.index is not None
-    data, index = (_read(cache, str(file)) for file in (commit.file, commit.index["file"]))
-    if sha256(index) != commit.index["sha256"]:
-        raise DamageError(f"{cache.root / str(commit.index['file'])} is damaged; run 'kcache verify {cache.root}'")
-    entries = load_index(index, str(commit.index["file"]))
+    entries = load_entries(cache, column, commit)
+    data = read_plain(cache.root / commit.file, commit.bytes)
     found: dict[int, Row] = {}
     for i in rows:
         arrays = {}
@@ -37,10 +35,3 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
             arrays[field.name] = np.frombuffer(raw, field.dtype).reshape(field.shape_of(nbytes))
         found[i] = arrays
     return found
-
-
-def _read(cache: Cache, file: str) -> bytes:
-    try:
-        return (cache.root / file).read_bytes()
-    except FileNotFoundError:
-        raise DamageError(f"{cache.root / file} is missing; run 'kcache verify {cache.root}'") from None
