@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kcache.cache_card import Origin, read_origin, write_card
 from kcache.progress import bar
 from kcache.shards import Cache, KcacheError, UsageError, dataset_options, layout
 from kcache.shards.columns import differences
@@ -86,7 +87,16 @@ def _copy(sources: Sources, target: Cache, shards: Sequence[Places], repeated: i
     columns, rows = sources.caches[0].column_names(), sum(map(len, shards))
     with bar(rows * (1 + len(columns)), "row", "copy") as progress:
         written = copy_rows(sources, target, shards, options, progress.update)
+    write_card(target, _origin(sources.caches))
     return CopyReport(str(target.root), rows, tuple(columns), written, repeated)
+
+
+def _origin(caches: Sequence[Cache]) -> Origin:
+    """What the cards of the caches say, where they say it: all names, and the licence if it is the same."""
+    origins = [read_origin(cache) for cache in caches]
+    names = dict.fromkeys(origin.dataset for origin in origins if origin.dataset)
+    licenses = {origin.license for origin in origins}
+    return Origin(" and ".join(names) or None, licenses.pop() if len(licenses) == 1 else None)
 
 
 def _target(to: str, sources: Sequence[Cache], shard_size: int, container: str | None) -> Cache:

@@ -24,8 +24,9 @@ def converted(cache: Cache, to: Path, **options: Any) -> Cache:
 
 
 def stored(cache: Cache) -> dict[str, bytes]:
-    """All but ``index/``, which is derived, and files half made by this process, which only another one may remove."""
-    return {name: data for name, data in tree(cache.root, without=("index/",)).items() if durable.TEMPORARY not in name}
+    """All but what is derived, and files half made by this process, which only another one may remove."""
+    files = tree(cache.root, without=("index/", layout.CARD))
+    return {name: data for name, data in files.items() if durable.TEMPORARY not in name}
 
 
 def test_values_keys_and_fingerprints_are_the_same(cache: Cache, tmp_path: Path) -> None:
