@@ -74,6 +74,24 @@ def test_an_encoder_that_is_not_there_is_not_compared(whole: Path, tiny_prior: P
     ]
 
 
+def test_of_a_checkpoint_on_the_hub_only_configurations_are_fetched(
+    whole: Path, tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patterns: list[str] = []
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        patterns.extend(allow_patterns)
+        return str(tiny_decoder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = fits(Cache(whole), "someone/a-decoder")
+    assert {fit.column: (fit.why_not, fit.encoder_compared) for fit in found} == {
+        "image": (None, False),
+        "latents-32": (None, False),
+    }
+    assert set(patterns) == {"prior/*.json", "prior/*.txt", "unet/*.json", "unet/*.txt"}
+
+
 def test_a_checkpoint_with_neither_stage_is_refused(whole: Path, tmp_path: Path) -> None:
     said = refused(kcache("info", whole, "--fits", tmp_path))
     assert said.startswith(
