@@ -143,6 +143,9 @@ class WorkFinder:
         else:
             ids = self.cache.planned_ids(shard)
             rows, keys = [None] * len(ids), (None,) * len(ids)
+        for commit in committed.values():
+            if commit and commit.rows != len(ids):
+                raise DamageError(f"{commit.file} has {commit.rows:,} rows, its shard has {len(ids):,} samples")
         samples = [self._moved.get((shard, i)) or self._samples.get(name) for i, name in enumerate(ids)]
         compared = [
             self._compare(row, key, sample, sample_id)
