@@ -9,6 +9,9 @@ CONTAINERS = ("tar", "h5")
 """The two kinds of shard file."""
 
 ROOT_RECORD = "kcache.json"
+CARD = "README.md"
+"""For people and for the hub; no record names it and no reader needs it."""
+
 PLAN = "plan"
 COMMITS = "commits"
 COLUMNS = "columns"
