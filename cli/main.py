@@ -13,6 +13,7 @@ COMMANDS = {
     "encode": ("kcache.cli.encode:encode", "Encode a dataset's captions and images into a cache, once."),
     "info": ("kcache.cli.info:info", "Show what a cache holds and what made it."),
     "verify": ("kcache.cli.verify:verify", "Check a cache's bytes against what was committed."),
+    "gc": ("kcache.cli.gc:gc", "Remove what no current commit of a cache names."),
     "train": ("kcache.cli.train:train", "Train the prior or the decoder from a cache."),
     "generate": ("kcache.cli.generate:generate", "Make pictures from prompts with what was trained."),
     "export": ("kcache.cli.export:export", "Merge a LoRA, or write a whole pipeline, from what was trained."),

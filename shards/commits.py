@@ -30,12 +30,17 @@ class Commit:
         record = load_record(path)
         try:
             commit = cls(**{**record, "keys": tuple(record["keys"])})
-            files = [commit.file, *([commit.index["file"]] if commit.index else [])]
+            files = commit.files
         except (KeyError, TypeError) as error:
             raise DamageError(f"{path} is not a commit that kcache wrote: {error}") from None
-        if not all(layout.is_inside(str(file)) for file in files) or len(commit.keys) != commit.rows:
+        if not all(layout.is_inside(file) for file in files) or len(commit.keys) != commit.rows:
             raise DamageError(f"{path} names a file outside of its cache, or other rows than its own")
         return commit
+
+    @property
+    def files(self) -> list[str]:
+        """What it names: the shard file, and its index where it has one."""
+        return [self.file, *([str(self.index["file"])] if self.index else [])]
 
     def to_record(self) -> Record:
         """The content of the commit's file."""

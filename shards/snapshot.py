@@ -1,6 +1,7 @@
 """A pinned state of some columns: which files hold which rows, and the digest that names it."""
 
 import hashlib
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from .columns import Column
 from .commits import Commit
 from .errors import CacheError, DamageError
 from .index import ENTRY, Entries, dump_index, load_index, present
+from .leases import reader_lease
 from .records import digest, dump_record, load_record
 
 
@@ -48,11 +50,14 @@ class Snapshot:
 
     ``rows`` are the ``(n, 2)`` places ``(shard, row in shard)`` that hold features in all columns, in plan order;
     ``digest`` names the state, and is equal for equal commits of these columns, whatever else the cache holds.
+    For as long as the object is there its files are held by a lease, and `kcache gc` leaves them where they are.
     """
 
     def __init__(self, cache: Cache, columns: Sequence[str], *, partial: bool = False) -> None:
         """CacheError when a column lacks shards of the plan or has stale rows, unless ``partial`` leaves these out."""
         self.cache = cache = Cache(cache.root)  # opened anew: what the caller's remembers of the plan may be old
+        if lease := reader_lease(cache.root):
+            weakref.finalize(self, lease.release)
         self.pinned = {name: _pin(cache, name) for name in columns}
         shards = set.intersection(*({f.shard for f in p.files} for p in self.pinned.values()))
         missing = cache.shard_count - len(shards)
@@ -74,6 +79,8 @@ class Snapshot:
         }
         self.digest = digest(state | ({"stale": self.stale_rows} if self.stale_rows else {}))
         self.rows = self._common_rows(sorted(shards))
+        if lease:
+            lease.narrow(self.generations)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -12,6 +12,7 @@ from .commits import Commit
 from .dataset_options import dataset_options
 from .errors import CacheError
 from .index import load_index
+from .leases import reading
 from .reader import read_null
 from .records import load_lines
 
@@ -42,8 +43,9 @@ def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] 
     Never raises for damage: each fault becomes a line of the result. ``progress`` is told the bytes of each file done.
     """
     result = Verification()
-    for path, problem in _faults(cache, deep, result, progress):
-        result.faults.append(Fault(path, problem))
+    with reading(cache.root):
+        for path, problem in _faults(cache, deep, result, progress):
+            result.faults.append(Fault(path, problem))
     return result
 
 
