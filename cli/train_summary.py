@@ -9,9 +9,13 @@ if TYPE_CHECKING:
 
 
 def print_report(report: "TrainReport") -> int:
-    """What a run did and what comes next; returns the exit code."""
+    """What a run did and what comes next; returns the exit code.
+
+    The main process speaks for all, and so does its code: a launcher would take another for a failure, and end the main
+    process before it has spoken.
+    """
     if not report.is_main:
-        return 0 if report.finished else 130
+        return 0
     if not report.finished:
         click.echo(
             f"Stopped after update {report.step:,} of {report.max_steps:,}; all of it is in {report.checkpoint}.\n"

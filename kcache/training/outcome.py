@@ -2,11 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kcache.checkpoints import training_record
+from kcache.progress import logger
 from kcache.shards import durable
-from kcache.whole_folder import TEMPORARY, put_in_place, whole_folder
+from kcache.whole_folder import TEMPORARY, is_full, not_written, put_in_place, whole_folder
 
 from . import hub
 from .card import write_card
@@ -36,12 +41,8 @@ class Outcome:
 
     def save(self, model: Any, state: TrainState) -> None:
         """The weights as they are now, as the result."""
-        staging = self._output_dir / f"{TEMPORARY}result"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        self._weights.save(model, staging)
-        put_in_place(staging / self._weights.result, self._output_dir / self._weights.result)
-        staging.rmdir()
+        with self._staging() as folder:
+            self._weights.save(model, folder)
         self._describe(self._output_dir, state)
         write_card(self._output_dir)
 
@@ -51,15 +52,50 @@ class Outcome:
             self._weights.save(model, folder)
             self._describe(folder, state)
 
+    def with_known_best(self, state: TrainState) -> TrainState:
+        """A resumed ``state``, without its best where OUT/best holds another: the run went on after that checkpoint.
+
+        The same updates find the same best again; others find their own.
+        """
+        held = training_record(self._output_dir / BEST).get("step")
+        if state.best_step is None or state.best_step == held:
+            return state
+        logger.warning(
+            "%s is of update %s and the checkpoint knows of update %s as the best: the best is looked for anew",
+            self._output_dir / BEST,
+            held,
+            state.best_step,
+        )
+        return replace(state, best_loss=None, best_step=None, worse=0)
+
     def promote_best(self, state: TrainState) -> None:
         """Make the best so far the result."""
-        staging = self._output_dir / f"{TEMPORARY}result"
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(self._output_dir / BEST, staging)
-        put_in_place(staging / self._weights.result, self._output_dir / self._weights.result)
-        shutil.rmtree(staging)
+        with self._staging() as folder:
+            shutil.copytree(self._output_dir / BEST, folder, dirs_exist_ok=True)
         self._describe(self._output_dir, state)
         write_card(self._output_dir)
+
+    def is_written(self, step: int) -> bool:
+        """Whether OUT holds the result of a run that ended after this update."""
+        record = training_record(self._output_dir)
+        return record.get("step") == step and (self._output_dir / self._weights.result).exists()
+
+    @contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A folder that is filled; the result in it is put in its place when all of it lies on stable storage."""
+        result = self._output_dir / self._weights.result
+        staging = self._output_dir / f"{TEMPORARY}result"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+            put_in_place(staging / self._weights.result, result)
+        except Exception as error:
+            if is_full(self._output_dir, error):
+                raise not_written(result, RETRY) from error
+            raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
     def prepare_upload(self) -> None:
         """Make the repository that ``--push-to-hub`` asks for; KcacheError before any training where that fails."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from kcache.devices import default_device
 from kcache.lora_file import LORA_FILE
 from kcache.progress import logger
 from kcache.shards import KcacheError, UsageError, layout
@@ -17,10 +16,10 @@ from kcache.shards import KcacheError, UsageError, layout
 from . import checkpointing
 from .checks import check_config
 from .config import DecoderConfig, PriorConfig
+from .engine import make_accelerator, require_agreement
 from .mixture import open_caches, open_snapshots
 from .run import TrainingRun, TrainReport
 from .stages import make_stage
-from .trackers import log_with
 from .weights import make_weights
 
 
@@ -32,7 +31,7 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
     check_config(config)
     output_dir = Path(config.output_dir)
     caches = open_caches(config)
-    accelerator = _make_accelerator(config)
+    accelerator = make_accelerator(config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     with _alone_in(output_dir, accelerator):
@@ -40,6 +39,8 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
         stage = make_stage(config, *caches)
         weights = make_weights(config, stage.subfolder)
         snapshots = open_snapshots(caches, stage.columns, partial=config.partial)
+        seen = {f"the cache {snapshot.cache.root} in state": snapshot.digest[:12] for snapshot in snapshots}
+        require_agreement(accelerator, {"the checkpoint to go on from": str(resumed), **seen})
         return TrainingRun(config, accelerator, stage, weights, snapshots, resumed).train()
 
 
@@ -69,27 +70,6 @@ def _alone_in(output_dir: Path, accelerator: Any) -> Iterator[None]:
         lock.release()
         if not any(output_dir.iterdir()):
             output_dir.rmdir()  # refused before anything was written: leave nothing behind
-
-
-def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
-    from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
-
-    folder = Path(config.output_dir)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=log_with(config.report_to) or None,  # none with an empty list is warned of
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.logging_dir)),
-        cpu=default_device().type == "cpu",  # without it accelerate sees one process where torchrun started several
-    )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != started:
-        raise KcacheError(
-            f"the launcher started {started} processes and accelerate sees {accelerator.num_processes};"
-            " start them with torchrun or accelerate launch, as 'accelerate config' set it up"
-        )
-    return accelerator
 
 
 def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path | None:
