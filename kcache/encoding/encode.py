@@ -72,10 +72,16 @@ def encode(
 
 
 def _explained(error: OSError, root: Path) -> str | None:
-    """The sentence for a disk that is full or not to be written; None for any other error."""
+    """The sentence for a disk that is full, fails or is not to be written; None for any other error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {root} is full; what was committed is safe: free some space and run the same command again"
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and str(error.filename or root).startswith(str(root)):
+    in_cache = str(error.filename or root).startswith((str(root), str(root.absolute())))
+    if error.errno == errno.EIO and in_cache:
+        return (
+            f"the disk of {root} failed ({error.strerror}); what was committed is safe: see to the disk, run the same"
+            f" command again, and then 'kcache verify {root} --deep'"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and in_cache:
         return (
             f"the cache {root} cannot be written to ({error.strerror}); make its folder writable, or copy it to where"
             " it is, and run the same command again"
@@ -229,6 +235,7 @@ class _Run:
     def _write(self, cache: Cache, work: Work, dataset: Dataset, memory: Memory) -> None:
         config = self.config
         durable.clear_dead_temporaries(cache.root)
+        durable.flush_names(cache.root)  # what was found there is built upon from here on
         keep_dataset_options(cache, to_remember(config))  # before the samples that they chose
         self.scans.store(cache.root)  # all of it was learned by opening the dataset, and a kill must not cost it
         cache.extend_plan(work.new_ids, work.first_new_shard)
