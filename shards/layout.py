@@ -10,6 +10,9 @@ CONTAINERS = ("tar", "h5")
 """The two kinds of shard file."""
 
 ROOT_RECORD = "kcache.json"
+CARD = "README.md"
+"""For people and for the hub; no record names it and no reader needs it."""
+
 COLUMNS = "columns"
 DATASET = "dataset"
 """How the dataset is read, one record for each time that this was another."""

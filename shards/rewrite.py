@@ -9,7 +9,7 @@ from .cache import Cache
 from .columns import Column
 from .commits import Commit, sha256
 from .errors import DamageError
-from .index import load_index
+from .index import Entries, load_index
 from .tar import Row
 
 
@@ -18,11 +18,7 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
 
     DamageError naming the file and the sample: what is damaged is never copied into a file with a right checksum.
     """
-    assert commit.index is not None
-    data, index = (_read(cache, str(file)) for file in (commit.file, commit.index["file"]))
-    if sha256(index) != commit.index["sha256"]:
-        raise DamageError(f"{cache.root / str(commit.index['file'])} is damaged; run 'kcache verify {cache.root}'")
-    entries = load_index(index, str(commit.index["file"]))
+    data, entries = _read(cache, commit.file), read_index(cache, commit)
     found: dict[int, Row] = {}
     for i in rows:
         arrays = {}
@@ -37,6 +33,17 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
             arrays[field.name] = np.frombuffer(raw, field.dtype).reshape(field.shape_of(nbytes))
         found[i] = arrays
     return found
+
+
+def read_index(cache: Cache, commit: Commit) -> Entries:
+    """Where the fields of a committed shard file lie. DamageError where its index is not the one that was committed."""
+    if commit.index is None:
+        raise DamageError(f"{commit.file} has a commit that names no index; run 'kcache verify {cache.root}'")
+    file = str(commit.index["file"])
+    data = _read(cache, file)
+    if sha256(data) != commit.index["sha256"]:
+        raise DamageError(f"{cache.root / file} is damaged; run 'kcache verify {cache.root}'")
+    return load_index(data, file)
 
 
 def _read(cache: Cache, file: str) -> bytes:

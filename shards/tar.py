@@ -27,7 +27,7 @@ def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) ->
             for j, field in enumerate(fields if row is not None else ()):
                 assert row is not None
                 array = np.ascontiguousarray(row[field.name], field.dtype)
-                member = _npy(array)
+                member = npy(array)
                 info = tarfile.TarInfo(f"{first_row + i:09d}.{field.name}.npy")
                 info.size = len(member)
                 tar.addfile(info, io.BytesIO(member))
@@ -63,7 +63,8 @@ _NPY_HEADER = 128
 """Bytes before the values of an array of few dimensions: numpy pads them to a multiple of 64."""
 
 
-def _npy(array: npt.NDArray[np.generic]) -> bytes:
+def npy(array: npt.NDArray[np.generic]) -> bytes:
+    """The bytes of a ``.npy`` file."""
     out = io.BytesIO()
     np.lib.format.write_array(out, array, version=(1, 0), allow_pickle=False)
     return out.getvalue()

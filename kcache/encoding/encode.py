@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kcache.cache_card import Origin, public_name, require_license_name, write_card
 from kcache.devices import default_batch_size, find_device
 from kcache.progress import bar, logger
 from kcache.shards import Cache, Column, KcacheError, UsageError, durable, keep_dataset_options, layout
@@ -50,6 +51,8 @@ def encode(
     """
     started = time.monotonic()
     root = Path(config.cache)
+    if config.license:
+        require_license_name(config.license)
     refuse_foreign_folder(root)
     cache = salvaged or _open_cache(config)
     config = with_remembered(config, cache)
@@ -62,6 +65,8 @@ def encode(
     run.check_columns()
     try:
         run.go(dataset)
+        if run.cache and not config.dry_run:
+            write_card(run.cache, Origin(public_name(config.dataset), config.license))
     except OSError as error:
         if sentence := _explained(error, root):
             raise KcacheError(sentence) from error
