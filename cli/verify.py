@@ -83,6 +83,7 @@ def _tell_lost(cache: str, lost: "Salvage") -> None:
     """What the disk does not hold any more, and what brings it back."""
     said = [f"{count(rows, 'row')} of '{name}'" for name, rows in lost.rows.items()]
     said += [f"the samples of {count(len(lost.forgotten), 'shard')}"] if lost.forgotten else []
+    said += [f"the last samples of {count(len(lost.behind), 'shard')}"] if lost.behind else []
     said += [f"the record of '{name}'" for name in sorted(lost.records)]
     said += [f"the null features of '{name}'" for name in sorted(lost.nulls)]
     click.echo(f"Lost: {', '.join(said)}; 'kcache verify {cache} --repair --dataset DATASET' makes them again")

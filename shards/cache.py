@@ -10,9 +10,10 @@ from typing import Any
 from . import durable, hdf5, layout, tar
 from .columns import Column, Field, differences
 from .commits import Commit, commit_of, digests, sha256
-from .errors import CacheError, DamageError
+from .errors import CacheError, DamageError, UsageError
+from .files import read_committed, refuse_links
 from .index import dump_index
-from .records import Record, dump_lines, dump_record, load_lines, load_record
+from .records import Record, dump_lines, dump_record, integer, load_lines, load_record, parse_lines, string
 
 PACK = {"tar": tar.pack, "h5": hdf5.pack}
 """What makes the bytes of a shard file of each container, with its index."""
@@ -31,18 +32,16 @@ class Cache:
         self.root = Path(root)
         if not (self.root / layout.ROOT_RECORD).is_file():
             raise CacheError(f"{self.root} is not a kcache cache; make one with 'kcache encode DATASET {self.root}'")
+        refuse_links(self.root, self.root / layout.COMMITS, self.root / layout.derived(""))
         record = load_record(self.root / layout.ROOT_RECORD)
-        if record.get("format_version") != layout.FORMAT_VERSION:
-            raise CacheError(
-                f"{self.root} has cache format {record.get('format_version')} and this kcache reads format"
-                f" {layout.FORMAT_VERSION}; use the kcache that made it, or encode into another folder"
-            )
-        self.shard_size = int(record["shard_size"])
-        self.container = str(record["container"])
-        if self.container not in layout.CONTAINERS or self.shard_size < 1:
-            raise CacheError(
-                f"{self.root / layout.ROOT_RECORD} names a container or shard size that kcache never writes"
-            )
+        _refuse_other_version(self.root, record.get("format_version"))
+        try:
+            self.shard_size = integer(record, "shard_size", least=1, most=layout.MAX_SHARD_SIZE)
+            self.container = string(record, "container")
+        except (KeyError, ValueError) as error:
+            raise DamageError(f"{self.root / layout.ROOT_RECORD} is not one that kcache wrote: {error}") from None
+        if self.container not in layout.CONTAINERS:
+            raise CacheError(f"{self.root / layout.ROOT_RECORD} names a container that kcache never writes")
 
     @classmethod
     def create(cls, root: Path | str, *, shard_size: int, container: str) -> "Cache":
@@ -52,6 +51,8 @@ class Cache:
         """
         root = Path(root)
         refuse_foreign_folder(root)
+        if shard_size > layout.MAX_SHARD_SIZE:
+            raise UsageError(f"a shard has {layout.MAX_SHARD_SIZE:,} samples at most, not {shard_size:,}")
         if not (root / layout.ROOT_RECORD).exists():
             record = {"format_version": layout.FORMAT_VERSION, "shard_size": shard_size, "container": container}
             durable.put_if_absent(root / layout.ROOT_RECORD, dump_record(record))
@@ -62,17 +63,22 @@ class Cache:
     @cached_property
     def shard_count(self) -> int:
         """How many shards the plan has (asked of the disk once; see `extend_plan`)."""
-        shards = {int(p.stem) for p in (self.root / "plan").glob("*.jsonl") if p.stem.isdigit()}
+        names = (layout.parse_number(name) for name in _listed(self.root / layout.PLAN))
+        shards = {number for number in names if number is not None}
         count = max(shards, default=-1) + 1
         # Asked for again by name: a listing may miss a file that another process adds while it is made.
-        for shard in sorted(set(range(count)) - shards):
-            if not (self.root / layout.plan(shard)).exists():
+        for shard in range(count) if len(shards) < count else ():
+            if shard not in shards and not (self.root / layout.plan(shard)).exists():
                 raise DamageError(f"{self.root} lacks {layout.plan(shard)}; run 'kcache verify {self.root}'")
         return count
 
     def planned_ids(self, shard: int) -> list[str]:
         """The ids that one shard's samples had when they were added, in order."""
-        return [str(line["id"]) for line in load_lines(self.root / layout.plan(shard))]
+        path = self.root / layout.plan(shard)
+        try:
+            return [string(line, "id") for line in load_lines(path, shard=shard)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamageError(f"{path} is not a plan that kcache wrote: {error}") from None
 
     def ids(self, shard: int) -> list[str]:
         """The ids of one shard's samples, in order: what the samples column calls them since a picture was renamed."""
@@ -89,7 +95,7 @@ class Cache:
         for shard, start in enumerate(range(0, len(ids), self.shard_size), first):
             path, chunk = self.root / layout.plan(shard), list(ids[start : start + self.shard_size])
             if (
-                not durable.put_if_absent(path, dump_lines({"id": i} for i in chunk))
+                not durable.put_if_absent(path, dump_lines([{"id": i} for i in chunk], shard=shard))
                 and self.planned_ids(shard) != chunk
             ):
                 raise CacheError(
@@ -110,8 +116,7 @@ class Cache:
     def _editions(self) -> dict[str, int]:
         """The latest edition of every feature column."""
         editions: dict[str, int] = {}
-        folder = self.root / layout.COLUMNS
-        for file in os.listdir(folder) if folder.is_dir() else ():
+        for file in _listed(self.root / layout.COLUMNS):
             if parsed := layout.parse_column(file):
                 editions[parsed[0]] = max(editions.get(parsed[0], 0), parsed[1])
         return editions
@@ -126,7 +131,22 @@ class Cache:
         if name not in editions:
             have = ", ".join(sorted(editions)) or "none"
             raise CacheError(f"{self.root} has no column '{name}' (it has: {have}); add it with 'kcache encode'")
-        return Column.from_record(load_record(self.root / layout.column(layout.stem(name, editions[name]))))
+        path = self.root / layout.column(layout.stem(name, editions[name]))
+        column = Column.from_record(load_record(path))
+        if (column.name, column.edition) != (name, editions[name]):
+            raise DamageError(f"{path} is the record of another column; run 'kcache verify {self.root}'")
+        if (begun := self.begun_editions().get(name, 0)) > column.edition:
+            lost = self.root / layout.column(layout.stem(name, begun))
+            raise DamageError(f"{lost} is missing, though shards of it were committed; run 'kcache verify {self.root}'")
+        return column
+
+    def begun_editions(self) -> dict[str, int]:
+        """The highest edition of every column that has a folder of commits; its record was written before."""
+        begun: dict[str, int] = {}
+        for folder in _listed(self.root / layout.COMMITS):
+            if parsed := layout.parse_stem(folder):
+                begun[parsed[0]] = max(begun.get(parsed[0], 0), parsed[1])
+        return begun
 
     def add_column(self, column: Column, null: tar.Row | None) -> Column:
         """Write a column's record and its null features unless they exist; returns the column as it stands on disk.
@@ -177,10 +197,9 @@ class Cache:
 
     def commits(self, name: str) -> dict[int, int]:
         """The current generation of every committed shard of a column, by shard."""
-        folder = self.root / layout.commits(self.stem(name))
         current: dict[int, int] = {}
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if parsed := layout.parse_commit(path.name):
+        for file in _listed(self.root / layout.commits(self.stem(name))):
+            if parsed := layout.parse_commit(file):
                 current[parsed[0]] = max(current.get(parsed[0], 0), parsed[1])
         return dict(sorted(current.items()))
 
@@ -192,7 +211,8 @@ class Cache:
         """One commit; DamageError where it is not whole or names a file outside the cache."""
         path = self.commit_path(name, shard, generation)
         commit = Commit.load(path)
-        if (commit.column, commit.shard, commit.generation) != (name, shard, generation):
+        named = (commit.column, commit.shard, commit.generation, commit.file.split("/")[0])
+        if named != (name, shard, generation, path.parent.name):
             raise DamageError(f"{path} names another shard than its own; run 'kcache verify {self.root}'")
         return commit
 
@@ -250,9 +270,15 @@ class Cache:
 
     def rows_of(self, commit: Commit) -> list[dict[str, Any]]:
         """The rows of the samples column that one of its commits names."""
-        rows = load_lines(self.root / commit.file)
+        path = self.root / commit.file
+        rows = parse_lines(read_committed(self.root, commit.reference), path)
         if len(rows) != commit.rows:
-            raise DamageError(f"{commit.file} has {len(rows):,} rows, its commit says {commit.rows:,}")
+            raise DamageError(f"{path} has {len(rows):,} rows, its commit says {commit.rows:,}")
+        try:
+            for row in rows:
+                _check_row(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamageError(f"{path} has a row that kcache never writes: {error}") from None
         return rows
 
     def _commit(self, commit: Commit, stem: str) -> None:
@@ -264,6 +290,37 @@ class Cache:
             raise CacheError(
                 f"another process committed other rows as {path}; run the command again to go on from there"
             )
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder of the cache, none where it is not there."""
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _check_row(row: Record) -> None:
+    """ValueError where a row of the samples column has other kinds of values than it should."""
+    captions = row["captions"]
+    if type(captions) is not list or not all(type(caption) is str for caption in captions):
+        raise ValueError("its captions are no texts")
+    string(row, "id")
+    for name in ("sha256", "set_aside"):
+        if row.get(name) is not None:
+            string(row, name)
+    for name in ("width", "height"):
+        if name in row:
+            integer(row, name, least=1)
+
+
+def _refuse_other_version(root: Path, version: object) -> None:
+    if type(version) is int and version > layout.FORMAT_VERSION:
+        raise CacheError(
+            f"{root} has cache format {version} and this kcache reads format {layout.FORMAT_VERSION}; a newer kcache"
+            " made it: install that, or encode into another folder"
+        )
+    if type(version) is not int or version < layout.FORMAT_VERSION:
+        raise CacheError(
+            f"{root} has cache format {version!r:.40}, which no kcache has written; encode into another folder"
+        )
 
 
 def packed_size(container: str, rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:

@@ -1,5 +1,7 @@
 """What one column holds: its fields, and the fingerprint of everything that shaped their values."""
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -8,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from . import layout
+from .commits import reference
 from .errors import CacheError
-from .records import Record, digest
+from .records import Record, digest, integer, mapping, string
 
 DTYPES = ("float16", "float32", "int32")
 """What a field may be stored as (numpy has no bf16)."""
+
+MAX_DIMENSIONS = 8
+_FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,14 @@ class Field:
     def __post_init__(self) -> None:
         inner = self.shape[1:] if self.shape else ()
         sizes = [n for n in self.shape if n is not None]
-        if self.dtype not in DTYPES or None in inner or not all(isinstance(n, int) and 0 < n < 2**31 for n in sizes):
+        right = all(type(n) is int and 0 < n < 2**31 for n in sizes) and None not in inner
+        if self.dtype not in DTYPES or not right or len(self.shape) > MAX_DIMENSIONS or self.row_bytes >= 2**32:
             raise CacheError(
-                f"field '{self.name}' has dtype {self.dtype} and shape {self.shape}; kcache knows {DTYPES}"
+                f"field '{self.name}' has dtype {self.dtype} and shape {self.shape}; kcache knows {DTYPES}, and arrays"
+                f" of up to {MAX_DIMENSIONS} dimensions and 4 GB"
             )
+        if not _FIELD_NAME.fullmatch(self.name):
+            raise CacheError(f"a field is called {self.name!r}; names are of lower-case letters, digits and '_'")
 
     @property
     def is_ragged(self) -> bool:
@@ -40,7 +50,7 @@ class Field:
     def row_bytes(self) -> int:
         """Bytes of one sample, or of one step along the ragged dimension."""
         sizes = [n for n in self.shape if n is not None]
-        return int(np.dtype(self.dtype).itemsize * np.prod(sizes, dtype=np.int64))
+        return np.dtype(self.dtype).itemsize * math.prod(sizes)
 
     def shape_of(self, nbytes: int) -> tuple[int, ...]:
         """The shape of a stored array of ``nbytes`` bytes."""
@@ -102,17 +112,33 @@ class Column:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Column":
         """The inverse of `to_record`; CacheError where the record's fingerprint is not that of its content."""
-        values = {key: value for key, value in record.items() if key != "fingerprint"}
+        record = {"null": None, "notes": {}, "edition": 1, **record}
         try:
-            fields = tuple(Field(f["name"], f["dtype"], tuple(f["shape"])) for f in values.pop("fields"))
-            column = cls(fields=fields, **values)
-        except (KeyError, TypeError) as error:
+            column = cls(
+                name=string(record, "name"),
+                reads=string(record, "reads"),
+                fields=tuple(Field(string(f, "name"), string(f, "dtype"), tuple(f["shape"])) for f in record["fields"]),
+                encoder=mapping(record, "encoder"),
+                preprocessing=mapping(record, "preprocessing"),
+                encode_dtype=string(record, "encode_dtype"),
+                null=_null(mapping(record, "null")) if record["null"] is not None else None,
+                notes=mapping(record, "notes"),
+                edition=integer(record, "edition", least=1),
+            )
+        except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
-                f"the record of column {record.get('name')!r} is not one that kcache wrote: {error}"
+                f"the record of column {record.get('name')!r:.80} is not one that kcache wrote: {error}"
             ) from None
+        names = {f.name for f in column.fields}
+        if column.reads not in ("image", "captions") or not names or len(names) != len(column.fields):
+            raise CacheError(f"the record of column '{column.name}' has fields or a source that kcache never writes")
         if column.fingerprint != record.get("fingerprint"):
             raise CacheError(f"the record of column '{column.name}' has another fingerprint than its content")
         return column
+
+
+def _null(record: Record) -> Record:
+    return {**reference(record), "index": reference(mapping(record, "index"))}
 
 
 def differences(existing: Column, wanted: Column) -> list[str]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from . import layout
 from .errors import DamageError
-from .records import Record, load_record
+from .records import Record, integer, load_record, mapping, string
+
+MAX_ROWS = 2**32 - 1
+"""Rows that an index can count."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,24 @@ class Commit:
     @classmethod
     def load(cls, path: Path) -> "Commit":
         """The inverse of `to_record`; DamageError where it is not whole or names a file outside the cache."""
-        record = load_record(path)
+        record = {"index": None, **load_record(path)}
         try:
-            commit = cls(**{**record, "keys": tuple(record["keys"])})
-            files = commit.files
-        except (KeyError, TypeError) as error:
+            return cls(
+                column=string(record, "column"),
+                shard=integer(record, "shard"),
+                generation=integer(record, "generation", least=1),
+                rows=integer(record, "rows", most=MAX_ROWS),
+                keys=_keys(record),
+                index=reference(mapping(record, "index")) if record["index"] is not None else None,
+                **reference(record),
+            )
+        except (KeyError, ValueError) as error:
             raise DamageError(f"{path} is not a commit that kcache wrote: {error}") from None
-        if not all(layout.is_inside(file) for file in files) or len(commit.keys) != commit.rows:
-            raise DamageError(f"{path} names a file outside of its cache, or other rows than its own")
-        return commit
+
+    @property
+    def reference(self) -> Record:
+        """The shard file with its digests."""
+        return {"file": self.file, "bytes": self.bytes, "sha256": self.sha256}
 
     @property
     def files(self) -> list[str]:
@@ -58,6 +70,25 @@ def commit_of(
 ) -> Commit:
     """The commit of a file that holds ``data``."""
     return Commit(column, shard, generation, file, len(data), sha256(data), len(keys), tuple(keys), index)
+
+
+def reference(record: Record) -> Record:
+    """What a record says of a file that it names; ValueError where that lies outside of the cache or cannot be."""
+    file, named = string(record, "file"), string(record, "sha256")
+    if not layout.is_inside(file):
+        raise ValueError("it names a file outside of its cache")
+    if len(named) != 64 or not named.isascii() or not named.isalnum():
+        raise ValueError("its sha256 is none")
+    return {"file": file, "bytes": integer(record, "bytes"), "sha256": named}
+
+
+def _keys(record: Record) -> tuple[str | None, ...]:
+    keys = record["keys"]
+    if type(keys) is not list or len(keys) != record["rows"]:
+        raise ValueError("it has other keys than rows")
+    if not all(key is None or type(key) is str for key in keys):
+        raise ValueError("its keys are no texts")
+    return tuple(keys)
 
 
 def sha256(data: bytes) -> str:

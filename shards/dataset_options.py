@@ -1,22 +1,35 @@
 """How the dataset of a cache is read, where not by the defaults: a record for each change, of which the last counts."""
 
+import os
+
 from . import durable, layout
 from .cache import Cache
+from .errors import DamageError
 from .records import Record, dump_record, load_record
 
 
-def dataset_options(cache: Cache) -> Record:
-    """How the last encode was told to read its dataset; nothing where that was the default."""
-    latest = _latest(cache)
-    return load_record(cache.root / layout.dataset(latest)) if latest else {}
+def dataset_options(cache: Cache, number: int | None = None) -> Record:
+    """How the last encode, or the record of this number, has the dataset read; nothing where that is the default."""
+    number = number or max(dataset_records(cache), default=0)
+    if not number:
+        return {}
+    path = cache.root / layout.dataset(number)
+    record = load_record(path)
+    if record.pop("number", number) != number:
+        raise DamageError(f"{path} is another record than its own; run 'kcache verify {cache.root}'")
+    return record
 
 
 def keep_dataset_options(cache: Cache, options: Record) -> None:
     """Note how the dataset is read from now on, unless that is as it was."""
     while dataset_options(cache) != options:
-        if durable.put_if_absent(cache.root / layout.dataset(_latest(cache) + 1), dump_record(options)):
+        number = max(dataset_records(cache), default=0) + 1
+        if durable.put_if_absent(cache.root / layout.dataset(number), dump_record({**options, "number": number})):
             return
 
 
-def _latest(cache: Cache) -> int:
-    return max((int(p.stem) for p in (cache.root / layout.DATASET).glob("*.json") if p.stem.isdigit()), default=0)
+def dataset_records(cache: Cache) -> list[int]:
+    """The numbers of all records of how the dataset was read."""
+    folder = cache.root / layout.DATASET
+    numbers = (layout.parse_number(name) for name in (os.listdir(folder) if folder.is_dir() else ()))
+    return sorted(number for number in numbers if number is not None)

@@ -71,4 +71,4 @@ def _write_field(file: "object", field: Field, arrays: list[npt.NDArray[np.gener
     else:
         flat = np.stack(arrays) if arrays else np.zeros((0, *field.shape_of(field.row_bytes)), field.dtype)
     dataset = file.create_dataset(field.name, data=flat)
-    return int(dataset.id.get_offset() or 0)
+    return int(dataset.id.get_offset() or 1)  # An empty array lies nowhere, and 0 would mean that it was set aside.

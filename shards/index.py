@@ -2,10 +2,12 @@
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from .columns import Field
 from .errors import DamageError
 
 ENTRY = np.dtype([("offset", "<u8"), ("nbytes", "<u4"), ("crc32", "<u4")])
@@ -39,7 +41,26 @@ def load_index(data: bytes, name: str) -> Entries:
         whole = magic == _MAGIC and version == _VERSION and len(body) == rows * fields * ENTRY.itemsize
         if whole and checksum == _checksum(rows, fields, body) and not any(data[24:32]):
             return np.frombuffer(body, ENTRY).reshape(rows, fields)
-    raise DamageError(f"{name} is cut or damaged; run 'kcache verify --deep' on its cache")
+    raise DamageError(
+        f"{name} is cut or damaged, or no index that kcache wrote; run 'kcache verify --deep' on its cache"
+    )
+
+
+def check_entries(entries: Entries, fields: Sequence[Field], nbytes: int, name: str) -> None:
+    """DamageError unless every row is set aside or lies in a file of ``nbytes`` bytes with arrays that its fields have.
+
+    ``name`` is for the error.
+    """
+    if entries.ndim != 2 or entries.shape[1] != len(fields):
+        raise DamageError(f"{name} is of another number of fields than its column, {len(fields)}")
+    offset, length = entries["offset"], entries["nbytes"].astype(np.uint64)
+    absent = offset == 0
+    step = np.array([field.row_bytes for field in fields], np.uint64)
+    ragged = np.array([field.is_ragged for field in fields])
+    inside = (offset <= nbytes) & (length <= nbytes - np.minimum(offset, np.uint64(nbytes)))
+    whole = np.where(ragged, length % step == 0, length == step)
+    if (absent != absent.all(axis=1, keepdims=True)).any() or not (absent | inside & whole).all():
+        raise DamageError(f"{name} points outside of its shard, or to arrays that its column does not have")
 
 
 def present(entries: Entries) -> npt.NDArray[np.bool_]:

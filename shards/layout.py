@@ -1,7 +1,6 @@
 """Where everything in a cache lies: the one place that knows its file names."""
 
 import re
-from pathlib import PurePosixPath
 
 FORMAT_VERSION = 1
 """Written in ``kcache.json``; a reader refuses every other version."""
@@ -13,6 +12,8 @@ ROOT_RECORD = "kcache.json"
 CARD = "README.md"
 """For people and for the hub; no record names it and no reader needs it."""
 
+PLAN = "plan"
+COMMITS = "commits"
 COLUMNS = "columns"
 DATASET = "dataset"
 """How the dataset is read, one record for each time that this was another."""
@@ -24,10 +25,15 @@ LEASES = f"{INDEX}/leases"
 SAMPLES = "samples"
 """The column of captions, image hashes and sizes; every other column holds features."""
 
+MAX_SHARD_SIZE = 1_000_000
+"""Samples that a shard may have: it is held in memory while it is written."""
+
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
-_RECORD_NAME = re.compile(r"(.+?)(?:\.(\d+))?\.json")
+_STEM = re.compile(r"(.+?)(?:\.([0-9]{1,9}))?")
+_FILE = re.compile(r"[a-z0-9-]+(\.[0-9]+)?/[a-z0-9-]+(\.[a-z0-9-]+)+")
 _DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))])
-_COMMIT_NAME = re.compile(r"(\d{6,})\.(\d{6,})\.json")
+_COMMIT_NAME = re.compile(r"([0-9]{6,12})\.([0-9]{6,12})\.json")
+_NUMBERED = re.compile(r"([0-9]{6,12})\.jsonl?")
 
 
 def is_column_name(name: str) -> bool:
@@ -43,16 +49,21 @@ def stem(name: str, edition: int) -> str:
     return name if edition == 1 else f"{name}.{edition}"
 
 
-def parse_column(filename: str) -> tuple[str, int] | None:
-    """``(name, edition)`` of a column's record, or None for any other file."""
-    match = _RECORD_NAME.fullmatch(filename)
+def parse_stem(stem: str) -> tuple[str, int] | None:
+    """The inverse of `stem`: ``(name, edition)``, or None for any other text."""
+    match = _STEM.fullmatch(stem)
     edition = int(match[2] or 1) if match else 0
     return (match[1], edition) if match and is_column_name(match[1]) and edition > 0 else None
 
 
+def parse_column(filename: str) -> tuple[str, int] | None:
+    """``(name, edition)`` of a column's record, or None for any other file."""
+    return parse_stem(filename.removesuffix(".json")) if filename.endswith(".json") else None
+
+
 def plan(shard: int) -> str:
     """The ids that a shard's samples had when they were added."""
-    return f"plan/{shard:06d}.jsonl"
+    return f"{PLAN}/{shard:06d}.jsonl"
 
 
 def column(stem: str) -> str:
@@ -82,7 +93,7 @@ def commit(stem: str, shard: int, generation: int) -> str:
 
 def commits(stem: str) -> str:
     """The folder of one column's commits."""
-    return f"commits/{stem}"
+    return f"{COMMITS}/{stem}"
 
 
 def parse_commit(filename: str) -> tuple[int, int] | None:
@@ -91,12 +102,17 @@ def parse_commit(filename: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def parse_number(filename: str) -> int | None:
+    """The number that a file of ``plan/`` or ``dataset/`` is named after, or None for any other file."""
+    match = _NUMBERED.fullmatch(filename)
+    return int(match[1]) if match else None
+
+
 def derived(name: str) -> str:
     """A file in ``index/``: made from the commits, may be deleted at any time."""
     return f"{INDEX}/{name}"
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path read from a record stays inside the cache (no absolute path, no ``..``)."""
-    pure = PurePosixPath(path)
-    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in path
+    """Whether a path read from a record can be one of a cache: a file in one folder, both of the names in use here."""
+    return len(path) < 200 and _FILE.fullmatch(path) is not None

@@ -11,6 +11,7 @@ from . import durable, layout
 from .cache import Cache
 from .columns import Column
 from .commits import Commit
+from .dataset_options import dataset_records
 from .leases import READER, Lease, Pins, leases
 
 COMMITS, SHARDS, SAMPLES, EDITIONS, NULLS, OPTIONS, TEMPORARY, DERIVED = KINDS = (
@@ -86,9 +87,13 @@ class _Current:
 
     def __init__(self, cache: Cache) -> None:
         self.root = cache.root
-        options = (cache.root / layout.DATASET).glob("*.json")
-        self.options = max((int(path.stem) for path in options if path.stem.isdigit()), default=0)
-        self.files = {layout.ROOT_RECORD, *map(layout.plan, range(cache.shard_count)), layout.dataset(self.options)}
+        self.options = max(dataset_records(cache), default=0)
+        self.files = {
+            layout.ROOT_RECORD,
+            layout.CARD,
+            *map(layout.plan, range(cache.shard_count)),
+            layout.dataset(self.options),
+        }
         self.editions = {layout.SAMPLES: 1}
         self.changed: dict[str, float] = {}
         """When the current commit of a shard, or the record of a column's edition, was written; by what it is of."""
@@ -131,7 +136,8 @@ class _Current:
         if folder == layout.INDEX:
             return DERIVED if layout.is_column_name(Path(name).stem) and suffix in (".json", ".idx") else None
         if folder == layout.DATASET:
-            return OPTIONS if name.endswith(".json") and name[:-5].isdigit() and int(name[:-5]) < self.options else None
+            number = layout.parse_number(name)
+            return OPTIONS if number is not None and number < self.options else None
         if folder == layout.COLUMNS:
             return self._kind_of_record(name)
         stem = folder.removeprefix("commits/")

@@ -5,16 +5,15 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from . import layout
 from .cache import Cache
 from .columns import Column, Field
 from .errors import CacheError, DamageError
-from .index import load_index
+from .files import open_plain, read_committed
+from .index import check_entries, load_index, present
 from .snapshot import ShardFile, Snapshot
 
 MAX_OPEN_FILES = 64
@@ -68,7 +67,10 @@ class ColumnReader:
         """
         j = self._fields[field]
         descriptor = self._descriptor(int(self._shards[position]))
-        count = _read_at(descriptor, [out], int(self._offsets[position, j]))
+        try:
+            count = _read_at(descriptor, [out], int(self._offsets[position, j]))
+        except (OSError, OverflowError) as error:  # a bad sector, or a place that no file has
+            raise self._damage(position, field, f"it cannot be read ({error})") from None
         if count != len(out) or len(out) != self._nbytes[position, j]:
             raise self._damage(position, field, f"{count:,} of {int(self._nbytes[position, j]):,} bytes could be read")
         if self.check_crc and zlib.crc32(out) != self._crcs[position, j]:
@@ -77,6 +79,8 @@ class ColumnReader:
     def read(self, position: int, field: str) -> npt.NDArray[np.generic]:
         """One field of one row as a new array."""
         spec, nbytes = self.field(field), int(self.nbytes(field)[position])
+        if nbytes % spec.row_bytes or not (spec.is_ragged or nbytes == spec.row_bytes):
+            raise self._damage(position, field, f"{nbytes:,} bytes are no array of {spec.dtype} {list(spec.shape)}")
         out = np.empty(nbytes, np.uint8)
         self.read_into(position, field, out.data)
         return out.view(spec.dtype).reshape(spec.shape_of(nbytes))
@@ -98,10 +102,7 @@ class ColumnReader:
 
     def _open_file(self, file: ShardFile) -> int:
         path = self._snapshot.cache.root / file.file
-        try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except FileNotFoundError:
-            raise DamageError(f"{path} is missing; run 'kcache verify {self._snapshot.cache.root}'") from None
+        descriptor = open_plain(path)
         size = os.fstat(descriptor).st_size
         if size != file.bytes:
             os.close(descriptor)
@@ -125,24 +126,14 @@ def read_null(cache: Cache, column: Column) -> Mapping[str, npt.NDArray[np.gener
     """The null features of a column by field, checked against its record. CacheError when it has none."""
     if column.null is None:
         raise CacheError(f"column '{column.name}' of {cache.root} has no null features")
-    data = _checked(cache.root, column.null)
-    entries = load_index(_checked(cache.root, column.null["index"]), str(column.null["index"]["file"]))
+    data = read_committed(cache.root, column.null)
+    name = str(column.null["index"]["file"])
+    entries = load_index(read_committed(cache.root, column.null["index"]), name)
+    check_entries(entries, column.fields, len(data), name)
+    if present(entries).tolist() != [True]:
+        raise DamageError(f"{cache.root / name} is not of one row; run 'kcache verify {cache.root}'")
     arrays = {}
     for field, entry in zip(column.fields, entries[0], strict=True):
         start, nbytes = int(entry["offset"]), int(entry["nbytes"])
         arrays[field.name] = np.frombuffer(data[start : start + nbytes], field.dtype).reshape(field.shape_of(nbytes))
     return arrays
-
-
-def _checked(root: Path, reference: Mapping[str, object]) -> bytes:
-    import hashlib
-
-    file = str(reference["file"])
-    if not layout.is_inside(file):
-        raise DamageError(f"{file!r} lies outside of {root}; the cache is damaged or hostile")
-    if not (root / file).is_file():
-        raise DamageError(f"{root / file} is missing; run 'kcache verify {root}'")
-    data = (root / file).read_bytes()
-    if hashlib.sha256(data).hexdigest() != reference["sha256"]:
-        raise DamageError(f"{root / file} does not match its sha256; run 'kcache verify {root}'")
-    return data

@@ -18,10 +18,12 @@ from .repair_records import (
     feature_columns,
     mend_plan,
     mend_samples,
+    samples_commit,
     unnamed_files,
     write_commit,
 )
 from .salvage import Salvage, marked, nothing_left, older_commits, readable_index, readable_rows
+from .snapshot import stale_rows
 from .tar import Row
 
 _UNPACK = {"tar": tar.unpack, "h5": hdf5.unpack}
@@ -73,6 +75,7 @@ def _mend_column(cache: Cache, name: str, done: Repair, progress: Callable[[int]
         if commit:
             _mend_shard(cache, column, commit, done)
             progress(commit.bytes)
+            _mend_missing_samples(cache, column, commit, done)
 
 
 def _mend_commit(cache: Cache, column: Column, shard: int, generation: int, done: Repair) -> Commit | None:
@@ -108,6 +111,21 @@ def _features_commit(cache: Cache, column: Column, shard: int, generation: int) 
     except (CacheError, OSError, ValueError):
         return None
     return found[0] if len(found) == 1 else None
+
+
+def _mend_missing_samples(cache: Cache, column: Column, commit: Commit, done: Repair) -> None:
+    """Where features are newer than their samples the last commit of these is missing, and an older one counts."""
+    generation = cache.commits(layout.SAMPLES).get(commit.shard, commit.generation)
+    if generation >= commit.generation:
+        return
+    try:
+        is_behind = bool(stale_rows(column, commit, cache.samples(commit.shard, generation)))
+    except CacheError:
+        return  # It is damaged, and noted as that.
+    if is_behind and (rebuilt := samples_commit(cache, commit.shard, generation + 1)):
+        done.mended.append(write_commit(cache, rebuilt))
+    elif is_behind:
+        done.lost.behind.add(commit.shard)
 
 
 def _mend_shard(cache: Cache, column: Column, commit: Commit, done: Repair) -> None:

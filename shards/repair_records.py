@@ -7,19 +7,18 @@ from pathlib import Path
 from . import durable, layout
 from .cache import Cache
 from .commits import Commit, commit_of, sha256
+from .dataset_options import dataset_options, dataset_records
 from .errors import CacheError
-from .records import dump_lines, dump_record, load_lines, load_record
+from .records import dump_lines, dump_record, load_lines
 from .salvage import LOST, Salvage, older_commits, whole_samples
 
 
 def feature_columns(cache: Cache) -> dict[str, int]:
     """The latest edition of every column that has a record or commits: a lost record must not hide its column."""
-    editions: dict[str, int] = {}
-    folders = [path.name for path in (cache.root / "commits").glob("*")]
-    records = [path.stem for path in (cache.root / layout.COLUMNS).glob("*.json")]
-    for stem in (*folders, *records):
-        name, edition = layout.parse_column(f"{stem}.json") or (layout.SAMPLES, 0)
-        editions[name] = max(edition, editions.get(name, 0))
+    editions = cache.begun_editions()
+    for path in (cache.root / layout.COLUMNS).glob("*.json"):
+        if parsed := layout.parse_column(path.name):
+            editions[parsed[0]] = max(parsed[1], editions.get(parsed[0], 0))
     return {name: edition for name, edition in sorted(editions.items()) if name != layout.SAMPLES}
 
 
@@ -28,7 +27,7 @@ def mend_samples(cache: Cache, shard: int, generation: int, lost: Salvage) -> st
     try:
         commit = cache.commit(layout.SAMPLES, shard, generation)
     except CacheError:
-        if rebuilt := _samples_commit(cache, shard, generation):
+        if rebuilt := samples_commit(cache, shard, generation):
             return write_commit(cache, rebuilt)
     else:
         if whole_samples(cache, commit):
@@ -42,7 +41,7 @@ def mend_samples(cache: Cache, shard: int, generation: int, lost: Salvage) -> st
     return None
 
 
-def _samples_commit(cache: Cache, shard: int, generation: int) -> Commit | None:
+def samples_commit(cache: Cache, shard: int, generation: int) -> Commit | None:
     """The commit of the one samples file that no other commit names. Its keys are unknown; the next encode tells them.
 
     None where there are several such files, of which a killed encode may have left one, or none.
@@ -61,16 +60,17 @@ def _samples_commit(cache: Cache, shard: int, generation: int) -> Commit | None:
 def mend_plan(cache: Cache) -> Iterator[str]:
     """Plans from the ids of the samples; one of which nothing was encoded is planned anew by the next encode."""
     generations = cache.commits(layout.SAMPLES)
-    planned = (int(path.stem) for path in (cache.root / "plan").glob("*.jsonl") if path.stem.isdigit())
-    for shard in reversed(range(max([*planned, *generations], default=-1) + 1)):
+    planned = (layout.parse_number(path.name) for path in (cache.root / layout.PLAN).glob("*"))
+    numbers = [number for number in planned if number is not None]
+    for shard in reversed(range(max([*numbers, *generations], default=-1) + 1)):
         path = cache.root / layout.plan(shard)
         try:
             cache.planned_ids(shard)
             continue
-        except (CacheError, KeyError, TypeError):
+        except CacheError:
             ids = _first_ids(cache, shard, generations.get(shard, 0))
         if ids:
-            durable.replace(path, dump_lines({"id": name} for name in ids))
+            durable.replace(path, dump_lines([{"id": name} for name in ids], shard=shard))
             yield f"{layout.plan(shard)}: written again from the samples"
         elif shard not in generations and not (cache.root / layout.plan(shard + 1)).exists():
             durable.remove(path)
@@ -87,13 +87,13 @@ def _first_ids(cache: Cache, shard: int, generation: int) -> list[str] | None:
 
 def drop_options(cache: Cache) -> Iterator[str]:
     """Remove damaged records of how the dataset is read; says what is to be said again."""
-    for path in sorted((cache.root / layout.DATASET).glob("*.json")):
+    for number in dataset_records(cache):
         try:
-            load_record(path)
+            dataset_options(cache, number)
         except CacheError:
-            durable.remove(path)
-            name = path.relative_to(cache.root).as_posix()
-            yield f"{name}: removed; say to 'kcache encode' how the dataset is read (--where, --caption-column, ...)"
+            durable.remove(cache.root / layout.dataset(number))
+            said = "removed; say to 'kcache encode' how the dataset is read (--where, --caption-column, ...)"
+            yield f"{layout.dataset(number)}: {said}"
 
 
 def drop_derived(cache: Cache) -> None:

@@ -7,9 +7,11 @@ import numpy as np
 
 from .cache import Cache
 from .columns import Column
-from .commits import Commit, sha256
+from .commits import Commit
 from .errors import DamageError
+from .files import read_committed, read_plain
 from .index import Entries, load_index
+from .snapshot import load_entries
 from .tar import Row
 
 
@@ -18,7 +20,8 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
 
     DamageError naming the file and the sample: what is damaged is never copied into a file with a right checksum.
     """
-    data, entries = _read(cache, commit.file), read_index(cache, commit)
+    entries = load_entries(cache, column, commit)
+    data = read_plain(cache.root / commit.file, commit.bytes)
     found: dict[int, Row] = {}
     for i in rows:
         arrays = {}
@@ -39,15 +42,4 @@ def read_index(cache: Cache, commit: Commit) -> Entries:
     """Where the fields of a committed shard file lie. DamageError where its index is not the one that was committed."""
     if commit.index is None:
         raise DamageError(f"{commit.file} has a commit that names no index; run 'kcache verify {cache.root}'")
-    file = str(commit.index["file"])
-    data = _read(cache, file)
-    if sha256(data) != commit.index["sha256"]:
-        raise DamageError(f"{cache.root / file} is damaged; run 'kcache verify {cache.root}'")
-    return load_index(data, file)
-
-
-def _read(cache: Cache, file: str) -> bytes:
-    try:
-        return (cache.root / file).read_bytes()
-    except FileNotFoundError:
-        raise DamageError(f"{cache.root / file} is missing; run 'kcache verify {cache.root}'") from None
+    return load_index(read_committed(cache.root, commit.index), commit.files[1])

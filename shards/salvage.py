@@ -8,11 +8,12 @@ from pathlib import Path
 from . import layout
 from .cache import Cache
 from .columns import Column
-from .commits import Commit, sha256
+from .commits import Commit
 from .errors import CacheError
-from .index import Entries, load_index
-from .records import load_lines
+from .files import read_plain
+from .index import Entries
 from .rewrite import read_rows
+from .snapshot import load_entries
 from .tar import Row
 
 LOST = "lost"
@@ -27,6 +28,8 @@ class Salvage:
     """By column and shard: the damaged current commit as far as it can be read, lost rows with the key `LOST`."""
     forgotten: list[int] = field(default_factory=list)
     """Shards whose samples no generation has any more."""
+    behind: set[int] = field(default_factory=set)
+    """Shards with features that are newer than their samples, whose last commit is missing."""
     records: set[str] = field(default_factory=set)
     """Columns whose record is damaged or missing."""
     nulls: set[str] = field(default_factory=set)
@@ -35,7 +38,7 @@ class Salvage:
     @property
     def shards(self) -> frozenset[int]:
         """Where rows are lost."""
-        return frozenset({shard for _, shard in self.commits} | {*self.forgotten})
+        return frozenset({shard for _, shard in self.commits} | {*self.forgotten} | self.behind)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -46,7 +49,7 @@ class Salvage:
         return lost
 
     def __bool__(self) -> bool:
-        return bool(self.commits or self.forgotten or self.records or self.nulls)
+        return bool(self.shards or self.records or self.nulls)
 
 
 class SalvagedCache(Cache):
@@ -85,22 +88,18 @@ def older_commits(cache: Cache, name: str, shard: int, generation: int) -> list[
 def whole_samples(cache: Cache, commit: Commit) -> bool:
     """Whether a file of the samples column is what was committed."""
     try:
-        data = (cache.root / commit.file).read_bytes()
-        return sha256(data) == commit.sha256 and len(load_lines(cache.root / commit.file)) == commit.rows
-    except (OSError, CacheError):
+        cache.rows_of(commit)
+    except CacheError:
         return False
+    return True
 
 
 def readable_index(cache: Cache, column: Column, commit: Commit) -> Entries | None:
     """The index of a shard file, or None where it is not what was committed."""
-    assert commit.index is not None
     try:
-        data = (cache.root / commit.files[1]).read_bytes()
-        entries = load_index(data, commit.files[1])
-    except (OSError, CacheError):
+        return load_entries(cache, column, commit)
+    except CacheError:
         return None
-    is_whole = sha256(data) == commit.index["sha256"] and entries.shape == (commit.rows, len(column.fields))
-    return entries if is_whole else None
 
 
 def readable_rows(cache: Cache, column: Column, commit: Commit) -> dict[int, Row]:
@@ -109,7 +108,10 @@ def readable_rows(cache: Cache, column: Column, commit: Commit) -> dict[int, Row
     path = cache.root / commit.file
     if entries is None or not path.is_file():
         return {}
-    data = path.read_bytes()
+    try:
+        data = memoryview(read_plain(path, commit.bytes))
+    except CacheError:
+        return {}  # It has grown, or lies on a bad sector.
     crcs = [[zlib.crc32(data[e["offset"] :][: e["nbytes"]]) == e["crc32"] for e in row] for row in entries]
     whole = [i for i, key in enumerate(commit.keys) if key is not None and all(crcs[i])]
     return read_rows(cache, column, commit, whole)

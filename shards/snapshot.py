@@ -1,6 +1,7 @@
 """A pinned state of some columns: which files hold which rows, and the digest that names it."""
 
 import hashlib
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import numpy.typing as npt
 from . import durable, layout
 from .cache import Cache
 from .columns import Column
-from .commits import Commit
+from .commits import Commit, reference
 from .errors import CacheError, DamageError
-from .index import ENTRY, Entries, dump_index, load_index, present
+from .files import read_committed, read_plain
+from .index import ENTRY, Entries, check_entries, dump_index, index_size, load_index, present
 from .leases import reader_lease
-from .records import digest, dump_record, load_record
+from .records import Record, digest, dump_record, integer, load_record
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Snapshot:
             weakref.finalize(self, lease.release)
         self.pinned = {name: _pin(cache, name) for name in columns}
         shards = set.intersection(*({f.shard for f in p.files} for p in self.pinned.values()))
+        last = max((f.shard for p in self.pinned.values() for f in p.files), default=-1)
+        if last >= cache.shard_count:
+            raise DamageError(
+                f"{cache.root} has shard {last}, and {layout.plan(last)} is missing; run 'kcache verify {cache.root}'"
+            )
         missing = cache.shard_count - len(shards)
         if not shards or (missing and not partial):
             raise CacheError(
@@ -114,7 +121,8 @@ class Snapshot:
 def _pin(cache: Cache, name: str) -> PinnedColumn:
     """Read a column's current commits, through the derived copy in ``index/`` where that is up to date."""
     column, generations = cache.column(name), cache.commits(name)
-    edited = {shard: g for shard, g in cache.commits(layout.SAMPLES).items() if g > 1}
+    # Features newer than their samples: the samples' last commit was lost.
+    edited = {shard: g for shard, g in cache.commits(layout.SAMPLES).items() if g > 1 or generations.get(shard, 0) > g}
     state = digest([[_stated(cache, n, commits)] for n, commits in ((name, generations), (layout.SAMPLES, edited))])
     derived = _load_derived(cache, name, state, column)
     if derived is None:
@@ -129,7 +137,10 @@ def _stated(cache: Cache, name: str, generations: dict[int, int]) -> list[list[i
     """Numbers, sizes and times of change of commits: what tells that the derived index is of these."""
     stem, stats = cache.stem(name), []
     for shard, generation in generations.items():
-        stat = (cache.root / layout.commit(stem, shard, generation)).stat()
+        try:
+            stat = os.lstat(cache.root / layout.commit(stem, shard, generation))
+        except FileNotFoundError:
+            raise DamageError(f"{layout.commit(stem, shard, generation)} vanished from {cache.root}") from None
         stats.append([shard, generation, stat.st_size, stat.st_mtime_ns])
     return stats
 
@@ -138,13 +149,7 @@ def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: d
     files, parts, stale = [], [], 0
     for shard, generation in generations.items():
         commit = cache.commit(column.name, shard, generation)
-        if commit.index is None:
-            raise DamageError(
-                f"{cache.commit_path(column.name, shard, generation)} names no index; run 'kcache verify'"
-            )
-        entries = load_index(_read(cache, str(commit.index["file"])), str(commit.index["file"]))
-        if entries.shape != (commit.rows, len(column.fields)):
-            raise DamageError(f"{commit.index['file']} has {len(entries):,} rows, its commit says {commit.rows:,}")
+        entries = load_entries(cache, column, commit)
         if shard in edited:
             outdated = stale_rows(column, commit, cache.samples(shard, edited[shard]))
             entries = entries.copy()
@@ -156,8 +161,23 @@ def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: d
     return PinnedColumn(column, tuple(files), entries, stale)
 
 
+def load_entries(cache: Cache, column: Column, commit: Commit) -> Entries:
+    """The index of one shard file; DamageError unless it was committed, and is of these rows and fields."""
+    if commit.index is None:
+        path = cache.commit_path(column.name, commit.shard, commit.generation)
+        raise DamageError(f"{path} names no index; run 'kcache verify {cache.root}'")
+    name = str(commit.index["file"])
+    entries = load_index(read_committed(cache.root, commit.index), name)
+    check_entries(entries, column.fields, commit.bytes, name)
+    if present(entries).tolist() != [key is not None for key in commit.keys]:
+        raise DamageError(f"{name} has {len(entries):,} rows or gaps that are not those of its commit")
+    return entries
+
+
 def stale_rows(column: Column, commit: Commit, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """The rows of a shard whose features are not those of the samples as they are now."""
+    if len(rows) != commit.rows:
+        raise DamageError(f"{commit.file} has {commit.rows:,} rows, its samples are {len(rows):,}")
     pairs = enumerate(zip(commit.keys, rows, strict=True))
     return [i for i, (key, row) in pairs if key is not None and key != column.key_of(row)]
 
@@ -170,13 +190,23 @@ def _load_derived(cache: Cache, name: str, state: str, column: Column) -> Pinned
         record = load_record(path)
         if record["state"] != state or record["fingerprint"] != column.fingerprint:
             return None
-        files = tuple(ShardFile(*row) for row in record["files"])
-        data = _read(cache, layout.derived(f"{name}.idx"))
+        files = tuple(_shard_file(dict(zip(ShardFile.__annotations__, row, strict=True))) for row in record["files"])
+        rows, most = sum(file.rows for file in files), max((file.bytes for file in files), default=0)
+        size = index_size(rows, len(column.fields))
+        data = read_plain(cache.root / layout.derived(f"{name}.idx"), size)
         if record["index_sha256"] != hashlib.sha256(data).hexdigest():
             return None
-        return PinnedColumn(column, files, load_index(data, path.name), int(record["stale"]))
-    except (CacheError, KeyError, TypeError):
+        entries = load_index(data, path.name)
+        if entries.shape != (rows, len(column.fields)) or entries["nbytes"].max(initial=0) > most:
+            return None
+        return PinnedColumn(column, files, entries, integer(record, "stale"))
+    except (CacheError, KeyError, TypeError, ValueError):
         return None  # Derived files are never trusted to be whole: the commits are read instead.
+
+
+def _shard_file(record: Record) -> ShardFile:
+    shard, generation, rows = (integer(record, name) for name in ("shard", "generation", "rows"))
+    return ShardFile(shard, generation, rows=rows, **reference(record))
 
 
 def _store_derived(cache: Cache, name: str, state: str, pinned: PinnedColumn) -> None:
@@ -192,12 +222,5 @@ def _store_derived(cache: Cache, name: str, state: str, pinned: PinnedColumn) ->
     try:
         durable.replace(cache.root / layout.derived(f"{name}.idx"), index)
         durable.replace(cache.root / layout.derived(f"{name}.json"), dump_record(record))
-    except OSError:
-        pass  # A read-only or full disk: opening is slower, nothing else changes.
-
-
-def _read(cache: Cache, file: str) -> bytes:
-    try:
-        return (cache.root / file).read_bytes()
-    except FileNotFoundError:
-        raise DamageError(f"{cache.root / file} is missing; run 'kcache verify {cache.root}'") from None
+    except (OSError, CacheError):
+        pass  # A read-only or full disk, or too many shards for one record: opening is slower, nothing else changes.

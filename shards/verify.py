@@ -1,20 +1,25 @@
 """Checks a cache against its own commits, file by file, and says what each fault is and costs."""
 
 import hashlib
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from . import layout
 from .cache import Cache
+from .columns import Column
 from .commits import Commit
-from .dataset_options import dataset_options
+from .dataset_options import dataset_options, dataset_records
 from .errors import CacheError
-from .index import load_index
+from .files import open_plain
+from .index import Entries
 from .leases import reading
 from .reader import read_null
-from .records import load_lines
+from .snapshot import load_entries, stale_rows
 
 
 @dataclass(frozen=True)
@@ -76,23 +81,25 @@ def _faults(
     for shard in range(shards):
         try:
             rows.append(len(cache.planned_ids(shard)))
-        except (CacheError, KeyError, TypeError) as error:
+        except (CacheError, OSError) as error:
             yield layout.plan(shard), str(error)
             rows.append(-1)
-    try:
-        dataset_options(cache)
-    except CacheError as error:
-        yield layout.DATASET, str(error)
+    for number in dataset_records(cache):
+        try:
+            dataset_options(cache, number)
+        except (CacheError, OSError) as error:
+            yield layout.dataset(number), str(error)
+    columns: dict[str, Column] = {}
     for name in _columns(cache):
         if name != layout.SAMPLES:
-            yield from _column_faults(cache, name)
+            yield from _column_faults(cache, name, columns)
         generations = cache.commits(name)
         result.missing_shards[name] = shards - len(generations)
         for shard, generation in generations.items():
             path = cache.commit_path(name, shard, generation).relative_to(cache.root).as_posix()
             try:
                 commit = cache.commit(name, shard, generation)
-            except CacheError as error:
+            except (CacheError, OSError) as error:
                 yield path, str(error)
                 continue
             if shard >= shards:
@@ -102,66 +109,82 @@ def _faults(
             result.files += 1
             result.bytes += commit.bytes
             result.rows[name] = result.rows.get(name, 0) + commit.rows
-            yield from _file_faults(cache, commit, deep)
+            yield from _file_faults(cache, commit, columns, deep)
+            yield from _samples_faults(cache, commit, columns)
             progress(commit.bytes)
 
 
 def _columns(cache: Cache) -> list[str]:
     """The samples column, and those with a record or with commits: a lost record must not hide its column."""
-    committed = sorted(p.name for p in (cache.root / "commits").glob("*") if layout.is_column_name(p.name))
-    return list(dict.fromkeys([layout.SAMPLES, *cache.column_names(), *committed]))
+    return list(dict.fromkeys([layout.SAMPLES, *cache.column_names(), *sorted(cache.begun_editions())]))
 
 
-def _column_faults(cache: Cache, name: str) -> Iterator[tuple[str, str]]:
+def _column_faults(cache: Cache, name: str, columns: dict[str, Column]) -> Iterator[tuple[str, str]]:
+    """Notes the column among ``columns`` where its record is whole."""
     try:
-        column = cache.column(name)
+        column = columns[name] = cache.column(name)
         if column.null is not None:
             read_null(cache, column)
-    except CacheError as error:
+    except (CacheError, OSError) as error:
         yield layout.column(cache.stem(name)), str(error)
 
 
-def _file_faults(cache: Cache, commit: Commit, deep: bool) -> Iterator[tuple[str, str]]:
-    path = cache.root / commit.file
-    if not path.is_file():
-        yield commit.file, "is missing"
+def _samples_faults(cache: Cache, commit: Commit, columns: dict[str, Column]) -> Iterator[tuple[str, str]]:
+    """Features that are newer than their samples: the last commit of these is lost, and an old one counts again."""
+    column = columns.get(commit.column)
+    generation = cache.commits(layout.SAMPLES).get(commit.shard, commit.generation) if commit.generation > 1 else 1
+    if column is None or generation >= commit.generation:
         return
-    if (size := path.stat().st_size) != commit.bytes:
-        yield commit.file, f"has {size:,} bytes, its commit says {commit.bytes:,}"
-        return
-    if commit.index is None:
-        yield from _lines_faults(path, commit)
-        return
-    index_path = cache.root / str(commit.index["file"])
-    data = index_path.read_bytes() if index_path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != commit.index["sha256"]:
-        yield str(commit.index["file"]), "is missing or does not match its sha256"
-    elif deep:
-        yield from _deep_faults(cache, commit, path, data)
-
-
-def _lines_faults(path: Path, commit: Commit) -> Iterator[tuple[str, str]]:
     try:
-        rows = len(load_lines(path))
-    except CacheError as error:
+        stale = stale_rows(column, commit, cache.samples(commit.shard, generation))
+    except (CacheError, OSError):
+        return  # Named where the samples are looked at.
+    if stale:
+        yield (
+            layout.commit(layout.SAMPLES, commit.shard, commit.generation),
+            f"is missing: '{column.name}' has {len(stale):,} rows of shard {commit.shard} that are newer than it",
+        )
+
+
+def _file_faults(cache: Cache, commit: Commit, columns: dict[str, Column], deep: bool) -> Iterator[tuple[str, str]]:
+    path = cache.root / commit.file
+    try:
+        with open(open_plain(path), "rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) != commit.bytes:
+                yield commit.file, f"has {size:,} bytes, its commit says {commit.bytes:,}"
+                return
+            if commit.column == layout.SAMPLES:
+                cache.rows_of(commit)
+                return
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest() if deep else commit.sha256
+    except (CacheError, OSError) as error:
         yield commit.file, str(error)
         return
-    if rows != commit.rows or hashlib.sha256(path.read_bytes()).hexdigest() != commit.sha256:
-        yield commit.file, f"has {rows:,} rows and another sha256 than its commit, which says {commit.rows:,} rows"
-
-
-def _deep_faults(cache: Cache, commit: Commit, path: Path, index: bytes) -> Iterator[tuple[str, str]]:
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() == commit.sha256:
+    try:
+        column = columns.get(commit.column)
+        entries = load_entries(cache, column, commit) if column else None
+    except (CacheError, OSError) as error:
+        yield str(commit.index["file"] if commit.index else commit.file), str(error)
         return
-    entries = load_index(index, commit.file)
-    crcs = [[zlib.crc32(data[e["offset"] :][: e["nbytes"]]) == e["crc32"] for e in row] for row in entries]
-    bad = [i for i, row in enumerate(crcs) if not all(row)]
+    if sha256 != commit.sha256:
+        yield commit.file, f"does not match its sha256: {_lost(cache, commit, entries)}"
+
+
+def _lost(cache: Cache, commit: Commit, entries: Entries | None) -> str:
+    """Which samples of a damaged shard file are."""
+    if entries is None:
+        return "which of its samples are damaged cannot be said without its column"
+    with open(open_plain(cache.root / commit.file), "rb") as file:
+        bad = [i for i, row in enumerate(entries) if not all(_is_whole(file, entry) for entry in row)]
     try:
         ids = cache.ids(commit.shard)
     except CacheError:
         ids = []
     names = ", ".join(repr(ids[i]) if i < len(ids) else f"row {i}" for i in bad[:5])
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    lost = f"samples {names}{more} are damaged" if bad else "no sample is damaged, only the bytes between them"
-    yield commit.file, f"does not match its sha256: {lost}"
+    return f"samples {names}{more} are damaged" if bad else "no sample is damaged, only the bytes between them"
+
+
+def _is_whole(file: BinaryIO, entry: np.void) -> bool:
+    file.seek(int(entry["offset"]))
+    return zlib.crc32(file.read(int(entry["nbytes"]))) == int(entry["crc32"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands import Encode, copy_old, done, kcache, refused, tree
 from folders import Train
-from toy_cache import FIELDS, column, make_cache, read_all, row
+from toy_cache import FIELDS, column, make_cache, read_all, row, sample
 
 from kcache.shards import (
     Cache,
@@ -198,7 +198,9 @@ def commit_again(cache: Cache) -> None:
     """Shard 1 of the images with other values, as its next generation."""
     generation = cache.commits("image")[1] + 1
     rows = [row("image", 100 * generation + n) for n in range(4)]
-    cache.commit_features(column("image"), 1, rows, [f"key {n}" for n in range(4, 8)], generation)
+    cache.commit_features(
+        column("image"), 1, rows, [column("image").key_of(sample(n)) for n in range(4, 8)], generation
+    )
 
 
 def test_what_a_snapshot_pinned_is_read_to_its_end_beside_gc(cache: Cache) -> None:

@@ -124,5 +124,5 @@ def test_a_damaged_record_of_the_dataset_is_named(encode: Encode, rows: Path, tm
     done(encode(rows, cache, *TEXT, "--caption-column", "prompt"))
     (record,) = (cache / "dataset").iterdir()
     record.write_bytes(record.read_bytes()[:-9])
-    assert "dataset: " in done(kcache("verify", cache), code=1).stdout
+    assert "dataset/000001.json: " in done(kcache("verify", cache), code=1).stdout
     assert str(record) in refused(encode(rows, cache))

@@ -40,9 +40,14 @@ def shards() -> Iterator[tuple[int, range]]:
         yield shard, range(start, min(start + SHARD_SIZE, SAMPLES))
 
 
+def sample(number: int) -> dict[str, object]:
+    """What the samples column says of one sample."""
+    return {"id": f"sample {number}", "captions": ["a"], "sha256": "0", "width": 1, "height": 1}
+
+
 def commit_shard(cache: Cache, name: str, shard: int, numbers: range, aside: frozenset[int] = frozenset()) -> None:
     rows = [None if n in aside else row(name, n) for n in numbers]
-    keys = [None if r is None else f"key {n}" for n, r in zip(numbers, rows, strict=True)]
+    keys = [None if r is None else column(name).key_of(sample(n)) for n, r in zip(numbers, rows, strict=True)]
     cache.commit_features(column(name), shard, rows, keys)
 
 
@@ -53,8 +58,7 @@ def make_cache(root: Path, container: str = "tar", aside: frozenset[int] = froze
     for name in FIELDS:
         cache.add_column(column(name), row(name, 99))
     for shard, numbers in shards():
-        rows = [{"id": f"sample {n}", "captions": ["a"], "sha256": "0", "width": 1, "height": 1} for n in numbers]
-        cache.commit_samples(shard, rows, [f"key {n}" for n in numbers])
+        cache.commit_samples(shard, [sample(n) for n in numbers], [f"key {n}" for n in numbers])
         commit_shard(cache, "text", shard, numbers)
         commit_shard(cache, "image", shard, numbers, aside)
     return cache

@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kcache.shards import durable, layout
+from kcache.shards import DamageError, durable, layout
+from kcache.shards.files import read_plain
+from kcache.shards.records import sealed, unsealed
 
 from .dataset import Dataset, Stat
 
 _MAY_CHANGE_AGAIN = 2 * 10**9
 """Nanoseconds within which a file may change a second time without its time of change showing it."""
+
+_MAX_BYTES = 8 * 2**30
+"""A larger file is not believed: sixty million pictures are less."""
 
 _SCANS_VERSION = 1
 """What a scan holds and means; another one is not believed."""
@@ -52,7 +57,7 @@ class Memory:
             return
         lines = (json.dumps([i, *stat, sha256], ensure_ascii=True) for i, (stat, sha256) in self._seen.items())
         try:
-            durable.replace(_path(root), "".join(f"{line}\n" for line in lines).encode())
+            durable.replace(_path(root), sealed("".join(f"{line}\n" for line in lines).encode()))
         except OSError:
             pass  # A read-only or full disk: the pictures are hashed again next time.
 
@@ -77,10 +82,10 @@ class Scans:
         if self._folder is None or stat is None:
             return None
         try:
-            record = json.loads((self._folder / name).read_bytes())
+            record = json.loads(unsealed(read_plain(self._folder / name, _MAX_BYTES)))
             asked = {"version": _SCANS_VERSION, "key": key, "stat": list(stat)}
             return record["value"] if all(record[name] == asked[name] for name in asked) else None
-        except (OSError, ValueError, TypeError, KeyError):
+        except (DamageError, OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def put(self, key: str, stat: Stat | None, value: Any) -> None:
@@ -88,7 +93,8 @@ class Scans:
         if stat is not None and stat[1] < self._started - _MAY_CHANGE_AGAIN:
             record = {"version": _SCANS_VERSION, "key": key, "stat": stat, "value": value}
             self._asked.add(_name(key))
-            self._learned[_name(key)] = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()
+            line = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+            self._learned[_name(key)] = sealed(f"{line}\n".encode())
 
     def store(self, root: Path) -> None:
         """Keep what was learned in the cache at ``root``, where the disk allows it; drop what nobody asked for."""
@@ -114,10 +120,10 @@ def _name(key: str) -> str:
 
 def _load(root: Path) -> Iterator[tuple[str, tuple[Stat, str]]]:
     try:
-        for line in _path(root).read_text().splitlines():
+        for line in unsealed(read_plain(_path(root), _MAX_BYTES)).splitlines():
             sample_id, size, changed, sha256 = json.loads(line)
-            yield sample_id, ((size, changed), sha256)
-    except (OSError, ValueError, TypeError):
+            yield str(sample_id), ((size, changed), str(sha256))
+    except (DamageError, OSError, ValueError, TypeError, RecursionError):
         return
 
 

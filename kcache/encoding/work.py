@@ -4,7 +4,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kcache.shards import Cache, Column, Commit, layout
+from kcache.shards import Cache, Column, Commit, DamageError, layout
 from kcache.shards.salvage import LOST
 
 from .dataset import Sample
@@ -152,6 +152,9 @@ class WorkFinder:
         else:
             ids = self.cache.planned_ids(shard)
             rows, keys = [None] * len(ids), (None,) * len(ids)
+        for commit in committed.values():
+            if commit and commit.rows != len(ids):
+                raise DamageError(f"{commit.file} has {commit.rows:,} rows, its shard has {len(ids):,} samples")
         samples = [self._moved.get((shard, i)) or self._samples.get(name) for i, name in enumerate(ids)]
         compared = [
             self._compare(row, key, sample, sample_id)
