@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kcache.cli.options import Number
+from kcache.cli.shell import stopped_by_sigterm
 from kcache.cli.sizes import count, size
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("cache")
+@click.option("--compact", metavar="TO", help="Write CACHE anew as TO, without removed rows and in full shards.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     metavar="HOURS",
     help="Leave alone what is younger, or was current until then.",
 )
-def gc(cache: str, dry_run: bool, yes: bool, min_age: float) -> int:
+def gc(cache: str, compact: str | None, dry_run: bool, yes: bool, min_age: float) -> int:
     """Remove the files of CACHE that no current commit names: what edits, replaced columns and kills left behind.
 
     It shows them with their sizes and asks. What a running training reads is left where it is, and so is any file that
@@ -33,15 +35,24 @@ def gc(cache: str, dry_run: bool, yes: bool, min_age: float) -> int:
     files may be all that is left then. A run whose checkpoint was trained on older rows can be resumed as before, with
     --accept-new-snapshot.
 
+    With --compact nothing is removed from CACHE: its rows are copied into a new cache, bit for bit, but those that
+    --prune took out or that never had features and are gone, and shards of many small additions become full ones.
+
     \b
       kcache gc cache --dry-run
       kcache gc cache --yes
+      kcache gc cache --compact smaller
     """
     from kcache.progress import bar
     from kcache.shards import Cache, UsageError
     from kcache.shards.clearing import clear
     from kcache.shards.leftovers import find_leftovers
 
+    if compact is not None:
+        if dry_run or yes or min_age != 1:
+            raise UsageError("--compact removes nothing, so leave --dry-run, --yes and --min-age out")
+        _compact(cache, compact)
+        return 0
     opened, seconds = Cache(cache), min_age * 3600
     leftovers = find_leftovers(opened, seconds)
     _show(leftovers, min_age)
@@ -64,6 +75,21 @@ def gc(cache: str, dry_run: bool, yes: bool, min_age: float) -> int:
     if cleared.held:
         click.echo(f"{count(cleared.held, 'file')} left, which other programs hold open; run it again when they ended.")
     return 0
+
+
+def _compact(cache: str, to: str) -> None:
+    from kcache.copies import compact
+    from kcache.shards import Cache
+
+    with stopped_by_sigterm():
+        report = compact(cache, to)
+    source, target = Cache(cache), Cache(to)
+    planned = sum(len(source.planned_ids(shard)) for shard in range(source.shard_count))
+    click.echo(
+        f"{to} has the {count(report.samples, 'sample')} of {cache} in {count(target.shard_count, 'shard')} instead of"
+        f" {source.shard_count:,}; {count(planned - report.samples, 'removed row')} left out."
+    )
+    click.echo(f"Next: kcache diff {cache} {to}   (then put it in the place of {cache})")
 
 
 def has_terminal() -> bool:

@@ -11,7 +11,8 @@ from .columns import differences
 from .commits import Commit
 from .index import Entries
 from .records import Record
-from .rewrite import read_index, read_rows
+from .rewrite import read_rows
+from .snapshot import load_entries
 from .tar import Row
 
 
@@ -164,7 +165,7 @@ class _Features:
         return self._cache.commit(self._column.name, shard, self._generations[shard])
 
     def _load_entries(self, shard: int) -> Entries:
-        return read_index(self._cache, self._commit(shard))
+        return load_entries(self._cache, self._column, self._commit(shard))
 
     def _load_rows(self, shard: int) -> dict[int, Row]:
         commit = self._commit(shard)

@@ -9,8 +9,7 @@ from .cache import Cache
 from .columns import Column
 from .commits import Commit
 from .errors import DamageError
-from .files import read_committed, read_plain
-from .index import Entries, load_index
+from .files import read_plain
 from .snapshot import load_entries
 from .tar import Row
 
@@ -36,10 +35,3 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
             arrays[field.name] = np.frombuffer(raw, field.dtype).reshape(field.shape_of(nbytes))
         found[i] = arrays
     return found
-
-
-def read_index(cache: Cache, commit: Commit) -> Entries:
-    """Where the fields of a committed shard file lie. DamageError where its index is not the one that was committed."""
-    if commit.index is None:
-        raise DamageError(f"{commit.file} has a commit that names no index; run 'kcache verify {cache.root}'")
-    return load_index(read_committed(cache.root, commit.index), commit.files[1])

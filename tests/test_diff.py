@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from commands import Encode, copy_old, done, kcache, refused
 from support import encode_tiny, flip
-from toy_cache import SHARD_SIZE, column, commit_shard, make_cache, row, shard_file, shards
+from toy_cache import SHARD_SIZE, column, commit_shard, make_cache, row, sample, shard_file, shards
 
 from kcache.shards import Cache, DamageError
 from kcache.shards.diff import Difference, diff
@@ -42,7 +42,7 @@ def test_no_shard_is_read_unless_deep(tar_cache: Cache, tmp_path: Path) -> None:
 def test_rows_that_are_in_one_alone_are_named(tmp_path: Path) -> None:
     one, other = make_cache(tmp_path / "one"), make_cache(tmp_path / "other", aside=frozenset({3}))
     one.extend_plan(["more"])
-    one.commit_samples(3, [{"id": "more", "captions": ["a"], "sha256": "0", "width": 1, "height": 1}], ["key"])
+    one.commit_samples(3, [{**sample(10), "id": "more"}], ["key"])
     found = diff(one, other)
     assert (found.only_in_first, found.only_in_second) == (["more"], [])
     assert found.columns["image"].only_in_first == ["sample 3"]
@@ -54,7 +54,7 @@ def test_features_that_differ_though_they_were_made_from_the_same_are_named(tmp_
     one, other = make_cache(tmp_path / "one"), Cache.create(tmp_path / "other", shard_size=4, container="tar")
     shutil.copytree(one.root, other.root, dirs_exist_ok=True)
     moved = [{"image_embeds": row("image", n)["image_embeds"] + np.float32(n == 6)} for n in range(4, 8)]
-    other.commit_features(column("image"), 1, moved, [f"key {n}" for n in range(4, 8)], generation=2)
+    other.commit_features(column("image"), 1, moved, one.commit("image", 1, 1).keys, generation=2)
     for deep in (False, True):
         found = diff(one, other, deep=deep)
         assert found.columns["image"].other_bytes == ["sample 6"]
@@ -67,8 +67,7 @@ def test_a_column_that_was_encoded_otherwise_says_how_and_is_not_compared(tmp_pa
     other.extend_plan([f"sample {n}" for n in range(10)])
     other.add_column(column("image", "two"), None)
     for shard, numbers in shards():
-        rows = [{"id": f"sample {n}", "captions": ["a"], "sha256": "0", "width": 1, "height": 1} for n in numbers]
-        other.commit_samples(shard, rows, [f"key {n}" for n in numbers])
+        other.commit_samples(shard, [sample(n) for n in numbers], [f"key {n}" for n in numbers])
         commit_shard(other, "image", shard, numbers)
     found = diff(one, other)
     assert found.columns["image"].made_otherwise == ["class is 'one', not 'two'"]
@@ -79,7 +78,7 @@ def test_a_column_that_was_encoded_otherwise_says_how_and_is_not_compared(tmp_pa
 def test_damage_is_no_difference_but_an_error(tar_cache: Cache, tmp_path: Path) -> None:
     other = make_cache(tmp_path / "other")
     flip(shard_file(other, "image", 9 // SHARD_SIZE).with_suffix(".idx"), 40)
-    with pytest.raises(DamageError, match=r"\.idx is damaged; run 'kcache verify"):
+    with pytest.raises(DamageError, match=r"\.idx does not match its sha256; run 'kcache verify"):
         diff(tar_cache, other)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from commands import Encode, copy_old, done, kcache, refused, tree
 from folders import Train
+from support import features
 from toy_cache import FIELDS, column, make_cache, read_all, row, sample
 
 from kcache.shards import (
@@ -418,3 +419,36 @@ def test_a_killed_gc_does_not_lock_the_cache(tar_cache: Cache) -> None:
     clear_all(tar_cache)
     with leases.writing(tar_cache.root):
         pass
+
+
+# --- a compact copy
+
+
+def test_a_compact_copy_has_the_rows_that_remain_bit_for_bit_in_full_shards(
+    encode: Encode, pictures: Path, tmp_path: Path
+) -> None:
+    dataset, cache, smaller = copy_old(pictures, tmp_path / "pictures"), tmp_path / "cache", tmp_path / "smaller"
+    away = [dataset / name for name in ("apple.webp", "flat.png", "grey.png")]
+    bytes_of = {path: path.read_bytes() for path in away}
+    for path in away:
+        path.unlink()
+    done(encode(dataset, cache))
+    for path, data in bytes_of.items():
+        path.write_bytes(data)
+        done(encode(dataset, cache))  # a shard of one sample each
+    away[0].unlink()
+    done(encode(dataset, cache, "--prune"))
+    said = done(kcache("gc", cache, "--compact", smaller)).stdout
+    kept = {name: features(Cache(cache), name) for name in Cache(cache).column_names()}
+    lines = [f"{smaller} has the 9 samples of {cache} in 3 shards instead of 5; "]
+    assert said.startswith(lines[0])
+    assert {name: str(features(Cache(smaller), name)) for name in kept} == {n: str(v) for n, v in kept.items()}
+    assert verify(Cache(smaller), deep=True).faults == []
+    assert "encoded" not in done(encode(dataset, smaller)).stdout.lower().replace("nothing to encode", "")
+    assert find_leftovers(Cache(smaller), 0).found == []
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--yes", "--min-age=0"])
+def test_a_compact_copy_removes_nothing_and_takes_no_option_that_says_so(tar_cache: Cache, option: str) -> None:
+    said = refused(kcache("gc", tar_cache.root, "--compact", "x", option), 2)
+    assert said == "--compact removes nothing, so leave --dry-run, --yes and --min-age out"

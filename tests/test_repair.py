@@ -170,9 +170,9 @@ def repaired(start: tuple[Path, Path], tiny_prior: Path, tiny_decoder: Path) -> 
         for name, samples in values.items():
             now = features(Cache(cache), name)
             assert list(now) == list(samples)
-            for sample, fields in samples.items():
+            for sample_id, fields in samples.items():
                 for field, array in fields.items():  # a batch of other rows moves the last bit
-                    np.testing.assert_allclose(now[sample][field], array, rtol=2e-3, atol=2e-3)
+                    np.testing.assert_allclose(now[sample_id][field], array, rtol=2e-3, atol=2e-3)
         return result
 
     return run
