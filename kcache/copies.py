@@ -1,6 +1,7 @@
 """Caches made from caches: one that is stored otherwise, or several merged into one."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kcache.progress import bar
 from kcache.shards import Cache, KcacheError, UsageError, dataset_options, layout
 from kcache.shards.columns import differences
 from kcache.shards.copying import Places, Sources, copy_rows, own_shards, recut, remaining_shards, require_finished
+from kcache.shards.leases import reading, writing
 
 NAMED = 5
 """Of ids that an error is about, so many are named."""
@@ -66,6 +68,18 @@ def convert(config: ConvertConfig) -> CopyReport:
     return _copy(Sources.one(source), target, shards)
 
 
+def compact(cache: str, to: str) -> CopyReport:
+    """Write a cache without the rows that were removed or forgotten, in full shards. KcacheError as for `convert`.
+
+    Rows get other places by it, and what is written once (the plan) and pinned (snapshots) is of places: so never in
+    the folder itself.
+    """
+    source = Cache(cache)
+    require_finished(source)
+    shards = recut(remaining_shards(source), source.shard_size)
+    return _copy(Sources.one(source), _target(to, [source], source.shard_size, None), shards)
+
+
 def merge(config: MergeConfig) -> CopyReport:
     """Write the rows of several caches into one, in their order. KcacheError when they do not go together."""
     if len(config.caches) < 2:
@@ -89,7 +103,10 @@ def _copy(sources: Sources, target: Cache, shards: Sequence[Places], repeated: i
     read = [dataset_options(cache) for cache in sources.caches]
     options = read[0] if all(other == read[0] for other in read) else {}
     columns, rows = sources.caches[0].column_names(), sum(map(len, shards))
-    with bar(rows * (1 + len(columns)), "row", "copy") as progress:
+    with ExitStack() as held, bar(rows * (1 + len(columns)), "row", "copy") as progress:
+        for cache in sources.caches:
+            held.enter_context(reading(cache.root))
+        held.enter_context(writing(target.root))
         written = copy_rows(sources, target, shards, options, progress.update)
     write_card(target, _origin(sources.caches))
     return CopyReport(str(target.root), rows, tuple(columns), written, repeated)

@@ -150,15 +150,27 @@ def sync_tree(folder: Path) -> None:
 
 def clear_dead_temporaries(root: Path) -> int:
     """Remove the temp files that killed processes of this machine left under ``root``; returns how many."""
-    mine = f"{TEMPORARY}{_host()}-"
-    dead = [path for path in root.rglob(mine + "*") if not _is_alive(path.name.removeprefix(mine).split("-")[0])]
+    dead = [path for path in root.rglob(f"{TEMPORARY}{host()}-*") if not is_under_way(path)]
     for path in dead:
         _discard(path)
     return len(dead)
 
 
+def is_under_way(temporary: Path) -> bool:
+    """Whether a temp file's process may still be at it: it lives; of another machine, the file is not a day old."""
+    whose, pid, _ = f"{temporary.name.removeprefix(TEMPORARY)}--".split("-", 2)
+    return _is_alive(pid) if whose == host() else time.time() - temporary.stat().st_mtime < 24 * 3600
+
+
+def remove(path: Path) -> bool:
+    """Remove a file if it is there; False where Windows holds it back because a program has it open."""
+    failpoint("remove")
+    _discard(path)
+    return not path.exists()
+
+
 def _write_temporary(folder: Path, data: bytes) -> Path:
-    temporary = folder / f"{TEMPORARY}{_host()}-{os.getpid()}-{next(_counter)}"
+    temporary = folder / f"{TEMPORARY}{host()}-{os.getpid()}-{next(_counter)}"
     try:
         failpoint("write")
         with open(temporary, "xb") as file:
@@ -226,7 +238,7 @@ def _discard(temporary: Path) -> None:
             raise
 
 
-def _host() -> str:
+def host() -> str:
     """This machine in eight letters: whole names may be long, and differ only at their ends."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 

@@ -18,6 +18,10 @@ COLUMNS = "columns"
 DATASET = "dataset"
 """How the dataset is read, one record for each time that this was another."""
 
+INDEX = "index"
+"""Everything that is not the cache's content: what is derived from the commits, and leases."""
+LEASES = f"{INDEX}/leases"
+
 SAMPLES = "samples"
 """The column of captions, image hashes and sizes; every other column holds features."""
 
@@ -106,7 +110,7 @@ def parse_number(filename: str) -> int | None:
 
 def derived(name: str) -> str:
     """A file in ``index/``: made from the commits, may be deleted at any time."""
-    return f"index/{name}"
+    return f"{INDEX}/{name}"
 
 
 def is_inside(path: str) -> bool:

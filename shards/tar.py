@@ -36,6 +36,18 @@ def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) ->
     return buffer.getvalue(), entries
 
 
+def unpack(data: bytes, fields: Sequence[Field], first_row: int, rows: int) -> list[Row | None]:
+    """The inverse of `pack`, for a file that is whole."""
+    found: list[dict[str, npt.NDArray[np.generic]]] = [{} for _ in range(rows)]
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for info in tar:
+            key, field, _ = info.name.split(".")
+            member = tar.extractfile(info)
+            assert member is not None
+            found[int(key) - first_row][field] = np.lib.format.read_array(io.BytesIO(member.read()), allow_pickle=False)
+    return [row or None for row in found]
+
+
 def packed_size(rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:
     """Bytes of the tar of rows whose fields have so many bytes; ``fields`` are as `pack` takes them."""
     block = tarfile.BLOCKSIZE

@@ -677,7 +677,7 @@ def test_verify_deep_names_the_file_and_the_sample_of_one_changed_byte(
     name = path.relative_to(cache)
     assert f"{name}: does not match its sha256: samples '{sample}' are damaged" in result.stdout
     assert "1 fault in 12 files" in result.stdout
-    assert "copy those files again, or remove the commits of their" in result.stdout
+    assert "copy those files again, or run 'kcache verify" in result.stdout
 
 
 def test_verify_names_files_that_are_cut_or_missing(start: tuple[Path, Path]) -> None:
