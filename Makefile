@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick browser lint format clean
+.PHONY: help demo test quick torture browser lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,10 @@ test: browser lint ## everything that CI checks: lint, types, all tests, the whe
 	@$(BIN)/python -m pytest -q
 
 quick: $(STAMP) ## the tests that take seconds and need no browser
-	@$(BIN)/python -m pytest -q -m "not slow and not browser"
+	@$(BIN)/python -m pytest -q -m "not slow and not browser and not torture"
+
+torture: $(STAMP) ## all the kills, power failures, failing disks and damage there are: a quarter of an hour on an idle machine
+	@$(BIN)/python -m pytest -q -m torture
 
 browser: ## see to Chromium and its driver, with which the tests open the page of kcache report
 	@sh tests/get_browser.sh

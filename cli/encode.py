@@ -92,6 +92,9 @@ encoders = section("The encoders")
     type=WholeNumber(min=1),
     help="Samples in a shard; a kill costs about one shard's encoding.  [default: 256]",
 )
+@cache_option(
+    "--license", metavar="NAME", help="Licence of the data, such as cc-by-4.0, for the card of CACHE (its README.md)."
+)
 @encoders(
     "--pretrained-prior-model-name-or-path",
     metavar="NAME",

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kcache.cli.options import ListOption
 from kcache.cli.sizes import count, size
 
 if TYPE_CHECKING:
-    from kcache.shards import ColumnSummary, Summary
+    from kcache.shards import Cache, ColumnSummary, Summary
 
 
 @click.command()
@@ -21,20 +22,30 @@ if TYPE_CHECKING:
     is_flag=True,
     help="List the captions that fill all tokens of the text encoder: longer ones are cut.",
 )
-def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool) -> None:
+@click.option(
+    "--fits",
+    cls=ListOption,
+    metavar="CHECKPOINT",
+    help="Say of each column whether it fits these checkpoints of a prior or a decoder: folders, or hub names;"
+    " after CACHE. Exit code 1 where one does not.",
+)
+def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool, fits: tuple[str, ...]) -> int:
     """Show the columns of CACHE: samples, bytes, dtypes, and the encoders that made them.
 
     \b
       kcache info cache
       kcache info cache --set-aside
       kcache info cache --json | jq .columns
+      kcache info cache --fits my-prior my-decoder
     """
     from kcache import shards
 
+    if fits:
+        return _print_fits(shards.Cache(cache), fits, as_json)
     if cut_captions:
         for column, sample, caption in shards.cut_captions(shards.Cache(cache)):
             click.echo(f"{column}\t{sample}\t{caption}")
-        return
+        return 0
     summary = shards.summarize(shards.Cache(cache))
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=1))
@@ -43,6 +54,22 @@ def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool) -> None
             click.echo(f"{sample}\t{reason}")
     else:
         _print(summary)
+    return 0
+
+
+def _print_fits(cache: "Cache", checkpoints: tuple[str, ...], as_json: bool) -> int:
+    from kcache.fit_report import fits
+
+    found = [fit for checkpoint in checkpoints for fit in fits(cache, checkpoint)]
+    if as_json:
+        click.echo(json.dumps([asdict(fit) for fit in found], indent=1))
+    else:
+        width = max([12, *(len(fit.column) for fit in found)])
+        for fit in found:
+            by = "its encoder is the checkpoint's own" if fit.encoder_compared else "the encoder was not compared"
+            said = f"does not fit: {fit.why_not}" if fit.why_not else f"fits ({by})"
+            click.echo(f"{fit.column:{width}} {fit.stage} {fit.checkpoint}: {said}")
+    return int(any(fit.why_not for fit in found))
 
 
 def _print(summary: "Summary") -> None:

@@ -1,8 +1,15 @@
 """`kcache verify`: are the bytes of a cache those that were committed?"""
 
+from typing import TYPE_CHECKING
+
 import click
 
+from kcache.cli.options import WholeNumber
 from kcache.cli.sizes import count, size
+
+if TYPE_CHECKING:
+    from kcache.shards import Cache, Verification
+    from kcache.shards.salvage import Salvage
 
 
 @click.command()
@@ -10,8 +17,22 @@ from kcache.cli.sizes import count, size
 @click.option(
     "--deep", is_flag=True, help="Read every byte: sha256 of every shard, crc32 of the samples in damaged ones."
 )
-def verify(cache: str, deep: bool) -> int:
+@click.option("--repair", is_flag=True, help="Read every byte, and bring back what is damaged.")
+@click.option(
+    "--dataset", metavar="DATASET", help="What CACHE was encoded from: for --repair to encode lost rows again."
+)
+@click.option("--pretrained-prior-model-name-or-path", metavar="NAME", help="For --repair.  [default: as CACHE has it]")
+@click.option(
+    "--pretrained-decoder-model-name-or-path", metavar="NAME", help="For --repair.  [default: as CACHE has it]"
+)
+@click.option("--device", metavar="NAME", help="For --repair.  [default: the first GPU, else the CPU]")
+@click.option("--batch-size", type=WholeNumber(min=1), help="For --repair.  [default: by the device]")
+def verify(cache: str, deep: bool, repair: bool, **encoding: str | int | None) -> int:
     """Check CACHE: every record's checksum, every file's size and index; with --deep every byte.
+
+    With --repair it is brought back to what was committed, as far as that goes: indexes, commits, plans and rows are
+    written again from whole files and older generations. What no file holds any more is counted, and encoded again
+    from --dataset in a new generation: lost rows and nothing else, with the encoders and options that CACHE has.
 
     Exit code 0: all is as it was committed. 1: something is not; each fault is a line that names the file and what is
     lost. A shard that is not encoded yet is no fault.
@@ -19,30 +40,78 @@ def verify(cache: str, deep: bool) -> int:
     \b
       kcache verify cache
       kcache verify cache --deep
+      kcache verify cache --repair --dataset my-pictures
     """
+    from kcache.shards import Cache, UsageError
+
+    given = [f"--{name.replace('_', '-')}" for name, value in encoding.items() if value is not None]
+    if given and not (repair and encoding["dataset"]):
+        needed = "--repair and --dataset" if repair or encoding["dataset"] is None else "--repair"
+        raise UsageError(f"{given[-1]} has no effect without {needed}; add them, or leave it out")
+    if repair:
+        _repair(cache, encoding)
+    opened = Cache(cache)
+    return _tell(opened, _verify(opened, deep or repair), deep or repair)
+
+
+def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
     from kcache.progress import bar
     from kcache.shards import Cache
+    from kcache.shards.repair import repair
+    from kcache.shards.verify import committed_bytes
+
+    with bar(committed_bytes(Cache(cache)), "B", "repair", scale=True) as progress:
+        found = repair(Cache(cache).root, progress.update)
+    for mended in found.mended:
+        click.echo(mended)
+    if found.lost and encoding["dataset"] is None:
+        _tell_lost(cache, found.lost)
+    elif found.lost:
+        from kcache.encoding.config import EncodeConfig
+        from kcache.encoding.repair import fill_in
+
+        given = {name: value for name, value in encoding.items() if value is not None}
+        filled = fill_in(EncodeConfig(cache=cache, **given), found)  # type: ignore[arg-type]
+        for name, rows in filled.encoded.items():
+            click.echo(f"{name}: {count(rows, 'row')} encoded again")
+        for name, ids in filled.missing.items():
+            named = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+            click.echo(f"{name}: {count(len(ids), 'row')} cannot be encoded again, training leaves them out: {named}")
+
+
+def _tell_lost(cache: str, lost: "Salvage") -> None:
+    """What the disk does not hold any more, and what brings it back."""
+    said = [f"{count(rows, 'row')} of '{name}'" for name, rows in lost.rows.items()]
+    said += [f"the samples of {count(len(lost.forgotten), 'shard')}"] if lost.forgotten else []
+    said += [f"the last samples of {count(len(lost.behind), 'shard')}"] if lost.behind else []
+    said += [f"the record of '{name}'" for name in sorted(lost.records)]
+    said += [f"the null features of '{name}'" for name in sorted(lost.nulls)]
+    click.echo(f"Lost: {', '.join(said)}; 'kcache verify {cache} --repair --dataset DATASET' makes them again")
+
+
+def _verify(cache: "Cache", deep: bool) -> "Verification":
+    from kcache.progress import bar
     from kcache.shards.verify import committed_bytes
     from kcache.shards.verify import verify as verify_cache
 
-    opened = Cache(cache)
-    with bar(committed_bytes(opened) if deep else 0, "B", "verify", scale=True) as progress:
-        result = verify_cache(opened, deep=deep, progress=progress.update if deep else lambda nbytes: None)
+    with bar(committed_bytes(cache) if deep else 0, "B", "verify", scale=True) as progress:
+        return verify_cache(cache, deep=deep, progress=progress.update if deep else lambda nbytes: None)
+
+
+def _tell(cache: "Cache", result: "Verification", deep: bool) -> int:
     for fault in result.faults:
         click.echo(f"{fault.path}: {fault.problem}")
     for name, missing in result.missing_shards.items():
         if missing > 0:
-            verb = "is" if missing == 1 else "are"
-            click.echo(
-                f"{name}: {count(missing, 'shard')} {verb} not encoded yet; 'kcache encode DATASET {cache}' goes on"
-            )
+            lack = f"{count(missing, 'shard')} {'is' if missing == 1 else 'are'} not encoded yet"
+            click.echo(f"{name}: {lack}; 'kcache encode DATASET {cache.root}' goes on")
     checked = f"{count(result.files, 'file')}, {size(result.bytes)}" + (
         "" if deep else " (sizes and records; --deep reads all)"
     )
     if result.faults:
         click.echo(
-            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or remove the commits of their"
-            " shards (commits/COLUMN/SHARD.*.json) and run 'kcache encode', which then encodes these shards again"
+            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or run"
+            f" 'kcache verify {cache.root} --repair --dataset DATASET', which encodes again exactly what is lost"
         )
         return 1
     click.echo(f"No fault in {checked}.")

@@ -1,6 +1,7 @@
 """Finds the components of a Kandinsky checkpoint by subfolder, on the hub or in a folder, and loads them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +42,13 @@ class Checkpoint:
         """Whether the checkpoint has a component, downloaded if need be."""
         return (self._locate(subfolder)[1] / subfolder).is_dir()
 
+    def config(self, subfolder: str) -> dict[str, Any] | None:
+        """The configuration of one component, None where there is no such one; of a hub's, no weights are fetched."""
+        root = Path(self.name_or_path)
+        root = root if root.is_dir() else self._download(subfolder, ())
+        component = Component(self, subfolder, root / subfolder)
+        return component.config() if component.folder.is_dir() else None
+
     def base(self) -> "Checkpoint":
         """The whole checkpoint behind the OUT of a training run, which holds the trained component alone; else this."""
         trained_from = training_record(Path(self.name_or_path)).get("trained_from")
@@ -52,9 +60,11 @@ class Checkpoint:
         _refuse_lora(folder, subfolder)
         if not (folder / subfolder).is_dir() and self.base() != self:
             return self.base()._locate(subfolder)
-        return self, folder if folder.is_dir() else self._download(subfolder)
+        wanted = f".{self.variant}" if self.variant else ""
+        weights = [f"{subfolder}/*{wanted}.safetensors", f"{subfolder}/*{wanted}-?????-of-?????.safetensors"]
+        return self, folder if folder.is_dir() else self._download(subfolder, weights)
 
-    def _download(self, subfolder: str) -> Path:
+    def _download(self, subfolder: str, weights: Sequence[str]) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
 
@@ -63,8 +73,6 @@ class Checkpoint:
                 f"checkpoint {self.name_or_path} does not exist; name a folder, or a hub id such as {PRIOR}"
             )
         hush_libraries()
-        wanted = f".{self.variant}" if self.variant else ""
-        weights = [f"{subfolder}/*{wanted}.safetensors", f"{subfolder}/*{wanted}-?????-of-?????.safetensors"]
         try:
             root = snapshot_download(
                 self.name_or_path,

@@ -26,17 +26,25 @@ class whole_folder:  # noqa: N801  (used as a function)
         return self.temporary
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is not None:
-            # torch says of a full disk only that a position is unexpected, so the disk is asked.
-            full = "No space left" in str(error) or shutil.disk_usage(self.temporary).free < 2**20
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            if full and isinstance(error, Exception):
-                raise KcacheError(
-                    f"the disk of {self.path.parent} is full and {self.path.name} was not written; free some space and"
-                    f" {self.retry}"
-                ) from error
+        if error is None:
+            put_in_place(self.temporary, self.path)
             return
-        put_in_place(self.temporary, self.path)
+        full = is_full(self.temporary, error)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        if full:
+            raise not_written(self.path, self.retry) from error
+
+
+def is_full(folder: Path, error: BaseException) -> bool:
+    """Whether an error came of a full disk: torch says of one only that a position is unexpected, so it is asked."""
+    return isinstance(error, Exception) and ("No space left" in str(error) or shutil.disk_usage(folder).free < 2**20)
+
+
+def not_written(path: Path, retry: str) -> KcacheError:
+    """What is said when the disk was full; ``retry`` as of `whole_folder`."""
+    return KcacheError(
+        f"the disk of {path.parent} is full and {path.name} was not written; free some space and {retry}"
+    )
 
 
 def put_in_place(new: Path, path: Path) -> None:

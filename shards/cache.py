@@ -15,7 +15,9 @@ from .files import read_committed, refuse_links
 from .index import dump_index
 from .records import Record, dump_lines, dump_record, integer, load_lines, load_record, parse_lines, string
 
-_PACK = {"tar": tar.pack, "h5": hdf5.pack}
+PACK = {"tar": tar.pack, "h5": hdf5.pack}
+"""What makes the bytes of a shard file of each container, with its index."""
+
 _PACKED_SIZE = {"tar": tar.packed_size, "h5": hdf5.packed_size}
 
 
@@ -168,6 +170,12 @@ class Cache:
             return existing
         return self._put_column(replace(column, edition=existing.edition + 1), null)
 
+    def restore_column(self, column: Column, null: tar.Row | None) -> None:
+        """Write a column's damaged record anew, or that of its null features; its edition is ``column.edition``."""
+        if null is not None:
+            column = replace(column, null=self._put_null(column, null))
+        durable.replace(self.root / layout.column(column.stem), dump_record(column.to_record()))
+
     def _put_column(self, column: Column, null: tar.Row | None) -> Column:
         if null is not None:
             column = replace(column, null=self._put_null(column, null))
@@ -177,7 +185,7 @@ class Cache:
 
     def _put_null(self, column: Column, null: tar.Row) -> Record:
         """Write null features; returns the reference to them for the column's record."""
-        data, entries = _PACK[self.container]([null], column.fields, 0)
+        data, entries = PACK[self.container]([null], column.fields, 0)
         index = dump_index(entries)
         # Named by their content: of two processes that race for a column, one wins with its own null features.
         file, index_file = (layout.null(column.stem, sha256(data), suffix) for suffix in (self.container, "idx"))
@@ -208,6 +216,17 @@ class Cache:
             raise DamageError(f"{path} names another shard than its own; run 'kcache verify {self.root}'")
         return commit
 
+    def require_file(self, commit: Commit) -> None:
+        """DamageError where the file of a commit is not there or has another size than was committed."""
+        path = self.root / commit.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != commit.bytes:
+            has = "is missing" if size is None else f"has {size:,} of {commit.bytes:,} bytes"
+            raise DamageError(
+                f"{path} {has}; copy it again, or have its rows encoded again with"
+                f" 'kcache verify {self.root} --repair --dataset DATASET'"
+            )
+
     def commit_features(
         self,
         column: Column,
@@ -221,7 +240,7 @@ class Cache:
         ``generation`` is one more than that of the commit which it takes the place of. CacheError where another process
         committed other rows meanwhile.
         """
-        data, entries = _PACK[self.container](rows, column.fields, self.row_key(shard, 0))
+        data, entries = PACK[self.container](rows, column.fields, self.row_key(shard, 0))
         index = dump_index(entries)
         file = layout.shard(column.stem, shard, sha256(data), self.container)
         index_file = str(Path(file).with_suffix(".idx").as_posix())

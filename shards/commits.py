@@ -49,6 +49,11 @@ class Commit:
         """The shard file with its digests."""
         return {"file": self.file, "bytes": self.bytes, "sha256": self.sha256}
 
+    @property
+    def files(self) -> list[str]:
+        """What it names: the shard file, and its index where it has one."""
+        return [self.file, *([str(self.index["file"])] if self.index else [])]
+
     def to_record(self) -> Record:
         """The content of the commit's file."""
         return {**self.__dict__, "keys": list(self.keys)}

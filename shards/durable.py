@@ -1,5 +1,6 @@
 """Files that are whole or absent: temp file, fsync, link, fsync the folder."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -29,10 +30,17 @@ def put_if_absent(path: Path, data: bytes) -> bool:
     temporary = _write_temporary(path.parent, data)
     try:
         failpoint("link")
-        return _link(temporary, path)
+        made = _link(temporary, path)
     finally:
         _discard(temporary)
+    try:
         sync_folder(path.parent)
+    except OSError:
+        # Nobody knows whether the name is on the disk, and a second fsync would claim so: the next run makes it anew.
+        if made:
+            _discard(path)
+        raise
+    return made
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -53,27 +61,80 @@ def replace(path: Path, data: bytes) -> None:
 
 def put_content(path: Path, data: bytes) -> None:
     """Make a content-named file: an existing one with the same bytes is kept, a damaged one replaced."""
-    if not put_if_absent(path, data) and path.read_bytes() != data:
+    if put_if_absent(path, data) or path.read_bytes() == data:
+        return
+    try:
         replace(path, data)
+    except OSError:
+        _discard(path)  # What is there is damaged, or may be so again after a power failure.
+        raise
 
 
 def make_folder(folder: Path) -> None:
-    """Create ``folder`` and its parents, each one's name on stable storage."""
-    if folder.is_dir():
+    """Create ``folder`` and its parents, each one's name on stable storage.
+
+    So is the name of one that exists: who made it may have been killed, or may not have come to flushing it yet.
+    """
+    folder = folder.absolute()
+    if folder in _flushed and folder.is_dir():
         return
-    make_folder(folder.parent)
+    if folder != folder.parent:
+        make_folder(folder.parent)
+        if folder.is_dir():
+            _flush_found(folder.parent)
+        else:
+            _make_one_folder(folder)
+    _flushed.add(folder)
+
+
+def _make_one_folder(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    try:
+        sync_folder(folder.parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # It may not be empty: another process was quick.
+            folder.rmdir()
+        raise
+
+
+_flushed: set[Path] = set()
+"""Folders whose names this process has seen to, so that it does so once."""
+
+
+def flush_names(root: Path) -> None:
+    """Flush all names below ``root``: a process that was killed may have left some in memory alone."""
+    for folder, _, _ in os.walk(root):
+        _flush_found(Path(folder))
+
+
+def _flush_found(folder: Path) -> None:
+    """Flush the names in a folder that others made, if it can be flushed at all; no step, as it writes nothing new."""
+    try:
+        _fsync_folder(folder)
+    except OSError as error:
+        if error.errno not in _CANNOT_BE_FLUSHED:
+            raise
+
+
+_CANNOT_BE_FLUSHED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EROFS)
+"""What a folder answers that is not ours to read, or that lies on a file system without fsync of folders."""
 
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in ``folder`` to stable storage (Windows has no such call and needs none)."""
+    failpoint("fsync folder")
+    _fsync_folder(folder)
+
+
+def _fsync_folder(folder: Path) -> None:
     if WINDOWS:
         return
-    failpoint("fsync folder")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(folder)
+        raise
     finally:
         os.close(descriptor)
 
@@ -89,15 +150,27 @@ def sync_tree(folder: Path) -> None:
 
 def clear_dead_temporaries(root: Path) -> int:
     """Remove the temp files that killed processes of this machine left under ``root``; returns how many."""
-    mine = f"{TEMPORARY}{_host()}-"
-    dead = [path for path in root.rglob(mine + "*") if not _is_alive(path.name.removeprefix(mine).split("-")[0])]
+    dead = [path for path in root.rglob(f"{TEMPORARY}{host()}-*") if not is_under_way(path)]
     for path in dead:
         _discard(path)
     return len(dead)
 
 
+def is_under_way(temporary: Path) -> bool:
+    """Whether a temp file's process may still be at it: it lives; of another machine, the file is not a day old."""
+    whose, pid, _ = f"{temporary.name.removeprefix(TEMPORARY)}--".split("-", 2)
+    return _is_alive(pid) if whose == host() else time.time() - temporary.stat().st_mtime < 24 * 3600
+
+
+def remove(path: Path) -> bool:
+    """Remove a file if it is there; False where Windows holds it back because a program has it open."""
+    failpoint("remove")
+    _discard(path)
+    return not path.exists()
+
+
 def _write_temporary(folder: Path, data: bytes) -> Path:
-    temporary = folder / f"{TEMPORARY}{_host()}-{os.getpid()}-{next(_counter)}"
+    temporary = folder / f"{TEMPORARY}{host()}-{os.getpid()}-{next(_counter)}"
     try:
         failpoint("write")
         with open(temporary, "xb") as file:
@@ -105,9 +178,10 @@ def _write_temporary(folder: Path, data: bytes) -> Path:
             file.flush()
             failpoint("fsync")
             os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
         # After a failed write or fsync the page cache may claim what the disk does not hold: never keep such a file.
         _discard(temporary)
+        error.filename = str(temporary)
         raise
     return temporary
 
@@ -164,7 +238,7 @@ def _discard(temporary: Path) -> None:
             raise
 
 
-def _host() -> str:
+def host() -> str:
     """This machine in eight letters: whole names may be long, and differ only at their ends."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 

@@ -9,11 +9,18 @@ CONTAINERS = ("tar", "h5")
 """The two kinds of shard file."""
 
 ROOT_RECORD = "kcache.json"
+CARD = "README.md"
+"""For people and for the hub; no record names it and no reader needs it."""
+
 PLAN = "plan"
 COMMITS = "commits"
 COLUMNS = "columns"
 DATASET = "dataset"
 """How the dataset is read, one record for each time that this was another."""
+
+INDEX = "index"
+"""Everything that is not the cache's content: what is derived from the commits, and leases."""
+LEASES = f"{INDEX}/leases"
 
 SAMPLES = "samples"
 """The column of captions, image hashes and sizes; every other column holds features."""
@@ -103,7 +110,7 @@ def parse_number(filename: str) -> int | None:
 
 def derived(name: str) -> str:
     """A file in ``index/``: made from the commits, may be deleted at any time."""
-    return f"index/{name}"
+    return f"{INDEX}/{name}"
 
 
 def is_inside(path: str) -> bool:

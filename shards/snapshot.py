@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from .commits import Commit, reference
 from .errors import CacheError, DamageError
 from .files import read_committed, read_plain
 from .index import ENTRY, Entries, check_entries, dump_index, index_size, load_index, present
+from .leases import reader_lease
 from .records import Record, digest, dump_record, integer, load_record
 
 
@@ -50,11 +52,14 @@ class Snapshot:
 
     ``rows`` are the ``(n, 2)`` places ``(shard, row in shard)`` that hold features in all columns, in plan order;
     ``digest`` names the state, and is equal for equal commits of these columns, whatever else the cache holds.
+    For as long as the object is there its files are held by a lease, and `kcache gc` leaves them where they are.
     """
 
     def __init__(self, cache: Cache, columns: Sequence[str], *, partial: bool = False) -> None:
         """CacheError when a column lacks shards of the plan or has stale rows, unless ``partial`` leaves these out."""
         self.cache = cache = Cache(cache.root)  # opened anew: what the caller's remembers of the plan may be old
+        if lease := reader_lease(cache.root):
+            weakref.finalize(self, lease.release)
         self.pinned = {name: _pin(cache, name) for name in columns}
         shards = set.intersection(*({f.shard for f in p.files} for p in self.pinned.values()))
         last = max((f.shard for p in self.pinned.values() for f in p.files), default=-1)
@@ -81,6 +86,8 @@ class Snapshot:
         }
         self.digest = digest(state | ({"stale": self.stale_rows} if self.stale_rows else {}))
         self.rows = self._common_rows(sorted(shards))
+        if lease:
+            lease.narrow(self.generations)
 
     def __len__(self) -> int:
         return len(self.rows)

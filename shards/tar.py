@@ -27,13 +27,25 @@ def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) ->
             for j, field in enumerate(fields if row is not None else ()):
                 assert row is not None
                 array = np.ascontiguousarray(row[field.name], field.dtype)
-                member = _npy(array)
+                member = npy(array)
                 info = tarfile.TarInfo(f"{first_row + i:09d}.{field.name}.npy")
                 info.size = len(member)
                 tar.addfile(info, io.BytesIO(member))
                 start = buffer.tell() - _padded(len(member), tarfile.BLOCKSIZE) + len(member) - array.nbytes
                 entries[i, j] = (start, array.nbytes, zlib.crc32(array.tobytes()))
     return buffer.getvalue(), entries
+
+
+def unpack(data: bytes, fields: Sequence[Field], first_row: int, rows: int) -> list[Row | None]:
+    """The inverse of `pack`, for a file that is whole."""
+    found: list[dict[str, npt.NDArray[np.generic]]] = [{} for _ in range(rows)]
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for info in tar:
+            key, field, _ = info.name.split(".")
+            member = tar.extractfile(info)
+            assert member is not None
+            found[int(key) - first_row][field] = np.lib.format.read_array(io.BytesIO(member.read()), allow_pickle=False)
+    return [row or None for row in found]
 
 
 def packed_size(rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:
@@ -51,7 +63,8 @@ _NPY_HEADER = 128
 """Bytes before the values of an array of few dimensions: numpy pads them to a multiple of 64."""
 
 
-def _npy(array: npt.NDArray[np.generic]) -> bytes:
+def npy(array: npt.NDArray[np.generic]) -> bytes:
+    """The bytes of a ``.npy`` file."""
     out = io.BytesIO()
     np.lib.format.write_array(out, array, version=(1, 0), allow_pickle=False)
     return out.getvalue()

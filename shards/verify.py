@@ -17,6 +17,7 @@ from .dataset_options import dataset_options, dataset_records
 from .errors import CacheError
 from .files import open_plain
 from .index import Entries
+from .leases import reading
 from .reader import read_null
 from .snapshot import load_entries, stale_rows
 
@@ -47,8 +48,9 @@ def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] 
     Never raises for damage: each fault becomes a line of the result. ``progress`` is told the bytes of each file done.
     """
     result = Verification()
-    for path, problem in _faults(cache, deep, result, progress):
-        result.faults.append(Fault(path, problem))
+    with reading(cache.root):
+        for path, problem in _faults(cache, deep, result, progress):
+            result.faults.append(Fault(path, problem))
     return result
 
 

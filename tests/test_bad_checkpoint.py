@@ -200,7 +200,7 @@ def test_a_checkpoint_that_can_be_no_hub_id_is_not_asked_for(
     assert said.startswith("checkpoint my-checkpoint does not exist; name a folder, or a hub id such as ")
 
 
-def test_a_shard_that_was_lost_is_no_hit_and_is_encoded_again_without_its_commit(
+def test_a_shard_that_was_lost_is_no_hit_and_is_encoded_again_by_a_repair(
     encode: Encode, pictures: Path, whole: Path, tmp_path: Path
 ) -> None:
     cache = shutil.copytree(whole, tmp_path / "cache")
@@ -208,9 +208,9 @@ def test_a_shard_that_was_lost_is_no_hit_and_is_encoded_again_without_its_commit
     data = shard.read_bytes()
     shard.unlink()
     said = refused(encode(pictures, cache))
-    commit = cache / "commits" / "text" / "000000.000001.json"
-    assert said.startswith(f"{shard} is missing; copy it again, or remove {commit} and run the same command")
-    commit.unlink()
+    remedy = f"'kcache verify {cache} --repair --dataset DATASET'"
+    assert said == f"{shard} is missing; copy it again, or have its rows encoded again with {remedy}"
+    done(kcache("verify", cache, "--repair", "--dataset", pictures, "--device=cpu", "--batch-size=3"))
     done(encode(pictures, cache))
     assert shard.read_bytes() == data
 

@@ -118,15 +118,15 @@ def test_machines_whose_long_names_differ_at_the_end_leave_each_others_temp_file
     for machine in ("worker-0", "worker-1"):
         name = "encode-job-in-a-cluster-" * 3 + machine
         monkeypatch.setattr(socket, "gethostname", lambda name=name: name)
-        left.append(tmp_path / f"{durable.TEMPORARY}{durable._host()}-{dead_pid()}-0")
+        left.append(tmp_path / f"{durable.TEMPORARY}{durable.host()}-{dead_pid()}-0")
         left[-1].write_bytes(b"")
     assert durable.clear_dead_temporaries(tmp_path) == 1
     assert [path.exists() for path in left] == [True, False]
 
 
 def test_temp_files_of_a_living_process_stay(tmp_path: Path) -> None:
-    mine = tmp_path / f"{durable.TEMPORARY}{durable._host()}-{os.getpid()}-0"
-    strange = tmp_path / f"{durable.TEMPORARY}{durable._host()}-notes"
+    mine = tmp_path / f"{durable.TEMPORARY}{durable.host()}-{os.getpid()}-0"
+    strange = tmp_path / f"{durable.TEMPORARY}{durable.host()}-notes"
     for path in (mine, strange):
         path.write_bytes(b"")
     assert durable.clear_dead_temporaries(tmp_path) == 0

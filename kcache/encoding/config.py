@@ -51,6 +51,7 @@ class EncodeConfig:
     shard_size: int | None = None
     replace_column: tuple[str, ...] = ()
     prune: bool = False
+    license: str | None = None  # of the data, for the cache's card
 
     # The dataset.
     image_column: str | None = None

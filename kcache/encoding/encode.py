@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kcache.cache_card import Origin, public_name, require_license_name, write_card
 from kcache.devices import default_batch_size, find_device
 from kcache.progress import bar, logger
 from kcache.shards import Cache, Column, KcacheError, UsageError, durable, keep_dataset_options, layout
 from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
+from kcache.shards.leases import writing
 
 from .columns import alpha_of, make_encoders
 from .config import DEFAULT_MAX_PIXELS, DEFAULT_SHARD_SIZE, EncodeConfig
@@ -32,26 +34,39 @@ STREAM_SHARDS = 4
 """Shards' worth of a stream that is held in memory at once."""
 
 
-def encode(config: EncodeConfig) -> EncodeReport:
+def encode(
+    config: EncodeConfig,
+    salvaged: Cache | None = None,
+    *,
+    only: frozenset[str] | None = None,
+    shards: frozenset[int] = frozenset(),
+) -> EncodeReport:
     """Bring a cache up to its dataset: encode what it lacks or what has changed, and nothing else.
+
+    To repair a damaged cache it is given as ``salvaged``: what is left of it; then ``only`` these samples, and
+    ``shards``, are brought up to date, and no other sample counts as new or gone.
 
     Killed at any moment and called again it goes on from the last commit. KcacheError, with nothing lost, when a column
     was made otherwise and is not to be replaced, or when a feature is not a finite number.
     """
     started = time.monotonic()
     root = Path(config.cache)
+    if config.license:
+        require_license_name(config.license)
     refuse_foreign_folder(root)
-    cache = _open_cache(config)
+    cache = salvaged or _open_cache(config)
     config = with_remembered(config, cache)
     scans = Scans(cache.root if cache else None, rehash=config.rehash)
     dataset = open_dataset(config.dataset, reading_options(config), scans)
     encoders = make_encoders(config, cache)
     if root.resolve().is_relative_to(Path(config.dataset).resolve()):
         logger.info("%s lies in the folder of its own dataset: nothing in it is taken for a picture", root)
-    run = _Run(config, cache, encoders, scans)
+    run = _Run(config, cache, encoders, scans, only, shards)
     run.check_columns()
     try:
         run.go(dataset)
+        if run.cache and not config.dry_run:
+            write_card(run.cache, Origin(public_name(config.dataset), config.license))
     except OSError as error:
         if sentence := _explained(error, root):
             raise KcacheError(sentence) from error
@@ -62,10 +77,16 @@ def encode(config: EncodeConfig) -> EncodeReport:
 
 
 def _explained(error: OSError, root: Path) -> str | None:
-    """The sentence for a disk that is full or not to be written; None for any other error."""
+    """The sentence for a disk that is full, fails or is not to be written; None for any other error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {root} is full; what was committed is safe: free some space and run the same command again"
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and str(error.filename or root).startswith(str(root)):
+    in_cache = str(error.filename or root).startswith((str(root), str(root.absolute())))
+    if error.errno == errno.EIO and in_cache:
+        return (
+            f"the disk of {root} failed ({error.strerror}); what was committed is safe: see to the disk, run the same"
+            f" command again, and then 'kcache verify {root} --deep'"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and in_cache:
         return (
             f"the cache {root} cannot be written to ({error.strerror}); make its folder writable, or copy it to where"
             " it is, and run the same command again"
@@ -102,6 +123,10 @@ class _Run:
     cache: Cache | None
     encoders: dict[str, Encoder]
     scans: Scans
+    only: frozenset[str] | None = None
+    """The samples to look at; None: all."""
+    shards: frozenset[int] = frozenset()
+    """Shards to look at whatever samples they have."""
     report: EncodeReport = field(default_factory=EncodeReport)
     replaced: dict[str, str] = field(default_factory=dict)
     """Columns of the cache that other encoders made, and what differs."""
@@ -139,17 +164,23 @@ class _Run:
         """Find what there is to do and do it: at once, or window by window for a dataset that cannot be listed."""
         known = places(self.cache)
         if not isinstance(dataset, StreamedDataset):
-            self._bring_up_to_date(dataset, dataset.samples, known, gone=None)
+            self._bring_up_to_date(
+                dataset, self._chosen(dataset), known, gone=None if self.only is None else frozenset()
+            )
             return
         seen, window = set[str](), None
         for window in dataset.windows(STREAM_SHARDS * self.shard_size):
-            self._bring_up_to_date(window, window.samples, known, gone=frozenset())
+            self._bring_up_to_date(window, self._chosen(window), known, gone=frozenset())
             seen.update(sample.id for sample in window.samples)
         if window is None:
             raise KcacheError(f"dataset {self.config.dataset} is empty: its stream had no sample; name another")
-        self._bring_up_to_date(window, [], known, gone=frozenset(known.keys() - seen))
+        if self.only is None:
+            self._bring_up_to_date(window, [], known, gone=frozenset(known.keys() - seen))
         announce(self.report.counts)
         announce_loss(self.report.taken_out)
+
+    def _chosen(self, dataset: Dataset) -> Sequence[Sample]:
+        return [s for s in dataset.samples if s.id in self.only] if self.only is not None else dataset.samples
 
     def _bring_up_to_date(
         self, dataset: Dataset, samples: Sequence[Sample], known: Places, gone: frozenset[str] | None
@@ -167,10 +198,10 @@ class _Run:
             prune=self.config.prune,
             undecodable=lambda samples: why_undecodable(dataset, samples, self.decoding, self.workers),
         )
-        work = finder.find(samples, known, gone=gone)
+        work = finder.find(samples, known, gone=gone, shards=self.shards)
         self.report.samples += len(samples)
         self.report.add(work)
-        if gone is None:
+        if gone is None or self.only is not None:
             announce(work.counts)
             announce_loss(work.taken_out)
         inspect_captions(self.report, work, self.encoders)
@@ -200,11 +231,16 @@ class _Run:
         report.in_all = report.beginning + together([encoding, report.reading])
 
     def _encode(self, work: Work, dataset: Dataset, memory: Memory) -> None:
-        config = self.config
-        self.cache = cache = Cache.create(config.cache, shard_size=self.shard_size, container=self.container)
+        self.cache = cache = Cache.create(self.config.cache, shard_size=self.shard_size, container=self.container)
         if (cache.shard_size, cache.container) != (self.shard_size, self.container):
             raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
+        with writing(cache.root):
+            self._write(cache, work, dataset, memory)
+
+    def _write(self, cache: Cache, work: Work, dataset: Dataset, memory: Memory) -> None:
+        config = self.config
         durable.clear_dead_temporaries(cache.root)
+        durable.flush_names(cache.root)  # what was found there is built upon from here on
         keep_dataset_options(cache, to_remember(config))  # before the samples that they chose
         self.scans.store(cache.root)  # all of it was learned by opening the dataset, and a kill must not cost it
         cache.extend_plan(work.new_ids, work.first_new_shard)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kcache.shards import Cache, Column, Commit, DamageError, layout
+from kcache.shards.salvage import LOST
 
 from .dataset import Sample
 from .memory import Memory
@@ -88,10 +89,18 @@ class WorkFinder:
     prune: bool = False
     undecodable: Callable[[Sequence[Sample]], Iterable[str | None]] = lambda samples: [None] * len(samples)
 
-    def find(self, samples: Sequence[Sample], known: Places, *, gone: frozenset[str] | None = None) -> Work:
+    def find(
+        self,
+        samples: Sequence[Sample],
+        known: Places,
+        *,
+        gone: frozenset[str] | None = None,
+        shards: frozenset[int] = frozenset(),
+    ) -> Work:
         """What is to do for ``samples``. Reads no image whose size and time are as remembered.
 
-        ``gone`` are the known samples to take for gone; None: all others than ``samples``.
+        ``gone`` are the known samples to take for gone; None: all others than ``samples``. ``shards`` are looked at
+        whatever samples they have.
         """
         self._samples = {sample.id: sample for sample in samples}
         self._gone = known.keys() - self._samples.keys() if gone is None else gone
@@ -102,9 +111,9 @@ class WorkFinder:
         self.work = Work(counts={column.name: Counter() for column in self.columns})
         new = [sample for sample in samples if sample.id not in known]
         self._moved = self._find_renamed(new, known)
-        shards = {known[i][0] for i in (*self._samples, *self._gone) if i in known}
-        shards |= {shard for shard, _ in self._moved}
-        for shard in sorted(shards):
+        touched = {known[i][0] for i in (*self._samples, *self._gone) if i in known}
+        touched |= {shard for shard, _ in self._moved} | shards
+        for shard in sorted(touched):
             self._compare_shard(shard)
         self._append_new([sample for sample in new if sample.id not in self.work.renamed])
         return self.work
@@ -151,18 +160,21 @@ class WorkFinder:
             self._compare(row, key, sample, sample_id)
             for row, key, sample, sample_id in zip(rows, keys, samples, ids, strict=True)
         ]
+        if not samples_commit and any(committed.values()):
+            compared = [self._with_hash(now, sample) for now, sample in zip(compared, samples, strict=True)]
         self._look_at_changed(rows, samples, compared)
         for i, (row, sample, sample_id) in enumerate(zip(rows, samples, ids, strict=True)):
             compared[i] = self._note(row, compared[i], sample, sample_id)
         there = [None if c.gone else sample for sample, c in zip(samples, compared, strict=True)]
-        self._add_task(shard, there, compared, committed, list(rows) != [c.row for c in compared])
+        edited = list(rows) != [c.row for c in compared] or LOST in keys
+        self._add_task(shard, there, compared, committed, edited)
 
     def _commit(self, name: str, shard: int) -> Commit | None:
         generation = self._generations[name].get(shard)
         if generation is None or self.cache is None:
             return None
         commit = self.cache.commit(name, shard, generation)
-        _refuse_lost(self.cache, commit)
+        self.cache.require_file(commit)  # to call the rows of a lost file a hit would be a lie
         return commit
 
     def _compare(self, row: SamplesRow | None, key: str | None, sample: Sample | None, sample_id: str) -> Compared:
@@ -171,6 +183,10 @@ class WorkFinder:
         if sample_id in self._gone and not (row and "removed" in row):
             return vanished(row, sample_id)
         return Compared(row or unknown(sample_id))
+
+    def _with_hash(self, now: Compared, sample: Sample | None) -> Compared:
+        """Where only the samples of a shard were lost: what tells whether its features are of the picture as it is."""
+        return now if now.row or sample is None else replace(now, sha256=self.memory.sha256(sample.id))
 
     def _look_at_changed(
         self, rows: Sequence[SamplesRow | None], samples: Sequence[Sample | None], compared: list[Compared]
@@ -225,6 +241,7 @@ class WorkFinder:
                 if column.reads == "image" and state in ("changed", "new"):
                     pictures.setdefault(i, []).append(column.name)
                 # What a picture that is gone looked like cannot be encoded any more, only dropped.
+                edited = edited or have == LOST
                 edited = edited or (have != want and (want is None or column.reads == "captions" or sample is not None))
         if edited or pictures:
             rows, hashes = [c.row for c in compared], [c.sha256 for c in compared]
@@ -245,6 +262,9 @@ class WorkFinder:
             return "changed"
         if have is None:
             return "new"
+        if have == LOST:
+            self.work.changed.setdefault(sample.id, "its features are damaged")
+            return "changed"
         behind = f"an earlier run left '{column.name}' behind (it was cut off, or --columns named others)"
         self.work.changed.setdefault(sample.id, behind)
         return "changed"
@@ -266,15 +286,3 @@ def _key(column: Column, sample: Sample | None, now: Compared) -> str | None:
     if column.reads == "captions":
         return column.input_key(list(sample.captions)) if sample else None
     return column.input_key(now.sha256) if now.sha256 else None
-
-
-def _refuse_lost(cache: Cache, commit: Commit) -> None:
-    """DamageError when a committed file is not there or not whole: to call its rows a hit would be a lie."""
-    path = cache.root / commit.file
-    size = path.stat().st_size if path.is_file() else None
-    if size != commit.bytes:
-        record = cache.commit_path(commit.column, commit.shard, commit.generation)
-        raise DamageError(
-            f"{path} {'is missing' if size is None else f'has {size:,} of {commit.bytes:,} bytes'}; copy it again, or"
-            f" remove {record} and run the same command, which then encodes that shard again"
-        )

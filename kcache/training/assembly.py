@@ -1,7 +1,7 @@
 """The loop's parts put together, as new or as a checkpoint left them, and what a checkpoint keeps of them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .ema import Ema
 from .loop import Geometry, Loop, Objective
 from .optimizers import make_optimizer, optimizer_state, restore_optimizer, weights_for_use
 from .schedules import make_schedule
+from .sharding import whole
 from .stages import Stage
 
 
@@ -30,7 +31,9 @@ def make_loop(
     """The loop of a run in ``state``: optimizer, average and gradient scaler as new, or as ``resumed`` left them."""
     trained = [p for p in stage.model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, trained, accelerator.device)
-    objective, optimizer = accelerator.prepare(Objective(stage, config.snr_gamma).train(), optimizer)
+    # FSDP alone gets no autocast from accelerate: see `engine`.
+    autocast = accelerator.autocast if accelerator.is_fsdp2 else nullcontext
+    objective, optimizer = accelerator.prepare(Objective(stage, config.snr_gamma, autocast).train(), optimizer)
     trained = [p for p in objective.parameters() if p.requires_grad]
     ema = Ema(trained, config.ema_decay) if config.use_ema else None
     if resumed:
@@ -50,13 +53,14 @@ def make_loop(
 
 
 def tensors_of(loop: Loop, config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights and the state."""
+    """What a checkpoint keeps beside the weights and the state, whole; all processes must ask for it together."""
     tensors = {"optimizer": optimizer_state(loop.optimizer, config)}
     if loop.ema is not None:
         tensors["ema"] = loop.ema.state_dict()
     if loop.accelerator.scaler is not None:
         tensors["scaler"] = loop.accelerator.scaler.state_dict()
-    return tensors
+    whole_tensors: dict[str, Any] = whole(tensors, keep=loop.accelerator.is_main_process)
+    return whole_tensors
 
 
 def _restore(checkpoint: Path, config: TrainConfig, optimizer: Any, ema: Ema | None, scaler: Any) -> None:

@@ -64,7 +64,9 @@ def save_checkpoint(
         # What was just saved stays, even where a run resumed from an older checkpoint left later ones beside it.
         others = [other for other in checkpoints(output_dir) if other != path]
         for old in others[: max(0, len(others) + 1 - limit)]:
-            shutil.rmtree(old)
+            half = output_dir / f"{TEMPORARY}{old.name}"  # a kill leaves it whole, or for `recover` to clear up
+            os.rename(old, half)
+            shutil.rmtree(half)
     return path
 
 

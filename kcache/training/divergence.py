@@ -9,6 +9,7 @@ from kcache.shards import KcacheError
 from .checkpointing import checkpoints
 from .loop import Loop, Progress
 from .mixture import Mixture, Order
+from .sharding import all_finite
 from .sources import Source
 
 SHOWN = 8
@@ -31,8 +32,11 @@ class Divergence:
             raise self._error(now.what, now.bad_step)
 
     def refuse_nan(self, model: Any, step: int) -> None:
-        """KcacheError where a weight is not finite: losses are looked at when they are logged, which may be later."""
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        """KcacheError where a weight is not finite: losses are looked at when they are logged, which may be later.
+
+        All processes must ask together, and all are told.
+        """
+        if not all_finite(model, self.loop.accelerator):
             raise self._error("a weight is no longer a finite number", step)
 
     def refuse_loss(self, loss: float, step: int) -> None:

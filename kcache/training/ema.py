@@ -8,37 +8,41 @@ from torch import nn
 
 from kcache.shards import KcacheError
 
+from .sharding import cut, joined, local
+
 
 class Ema:
     """The average of some parameters over the updates, newer ones counting more.
 
     After update n the average keeps (n / (n + 9)) of itself, and never more than ``decay``; the first update replaces
-    it. It lies where the parameters lie, and costs as much memory as they do.
+    it. It lies where the parameters lie, and costs as much memory as they do; under FSDP each process has its part.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         from diffusers.training_utils import EMAModel
 
         self._parameters = list(parameters)
-        self._average: Any = EMAModel(self._parameters, decay=decay, foreach=True)
+        self._average: Any = EMAModel(self._local(), decay=decay, foreach=True)
 
     def step(self) -> None:
         """Take in the weights after an update. Nothing is read from the device."""
-        self._average.step(self._parameters)
+        self._average.step(self._local())
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within it the parameters are the average; afterwards to the bit what they were. Not to be nested."""
-        self._average.store(self._parameters)
-        self._average.copy_to(self._parameters)
+        parameters = self._local()
+        self._average.store(parameters)
+        self._average.copy_to(parameters)
         try:
             yield
         finally:
-            self._average.restore(self._parameters)
+            self._average.restore(parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, in the order of the parameters, and how many updates they have seen."""
-        return {"updates": self._average.optimization_step, "averages": list(self._average.shadow_params)}
+        averages = joined(self._average.shadow_params, self._parameters)
+        return {"updates": self._average.optimization_step, "averages": averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`, with this run's decay. KcacheError where it is of other parameters."""
@@ -48,8 +52,13 @@ class Ema:
                 f"the checkpoint's average is of {len(saved):,} parameters and this run trains {len(have):,}, or their"
                 " shapes differ; give the options that say what is trained as they were"
             )
-        self._average.load_state_dict({"optimization_step": state["updates"], "shadow_params": state["averages"]})
+        mine = [local(cut(a, p)) for a, p in zip(state["averages"], self._parameters, strict=True)]
+        self._average.load_state_dict({"optimization_step": state["updates"], "shadow_params": mine})
         self._average.shadow_params = [
             average.to(parameter.device, parameter.dtype)
             for average, parameter in zip(self._average.shadow_params, self._parameters, strict=True)
         ]
+
+    def _local(self) -> list[nn.Parameter]:
+        """The parts of the parameters that this process holds, which FSDP may have moved since they were asked for."""
+        return [local(parameter) for parameter in self._parameters]

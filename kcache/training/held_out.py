@@ -12,6 +12,7 @@ from .chosen import id_hash, planned_ids
 from .draws import HELD_OUT
 from .feeder import Feeder
 from .samples import Positions, Samples
+from .sharding import evaluating
 from .sources import MicroBatch, Source
 from .stages import Stage
 
@@ -57,12 +58,10 @@ class HeldOut:
             for _, batch in self.batches(batch_size, HELD_OUT + band, timesteps)
         ]
         mine = share(work, accelerator.process_index, accelerator.num_processes)
-        batches, was_training = iter([batch for batch, _, _ in mine]), objective.training
-        objective.eval()
-        with torch.no_grad(), Feeder(self.source, batches, batch_size, accelerator.device) as feeder:
+        batches = iter([batch for batch, _, _ in mine])
+        with evaluating(objective), Feeder(self.source, batches, batch_size, accelerator.device) as feeder:
             for (_, band, counts), batch in zip(mine, feeder, strict=True):
                 totals[band] += objective(batch).detach() * len(batch["timesteps"]) * counts
-        objective.train(was_training)
         means = (accelerator.reduce(totals, "sum") / len(self.positions)).tolist()
         ends = [(band[0], band[-1]) for band in self.bands]
         return HeldOutLoss(float(np.mean(means)), dict(zip(ends, means, strict=True)))

@@ -1,11 +1,10 @@
 """The one training loop."""
 
-import signal
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,12 +12,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from kcache.progress import logger
-
 from .ema import Ema
 from .mixture import Order
 from .objectives import Batch
 from .overflow import Watch
+from .sharding import units, whole_number
 from .sources import MicroBatch
 from .stages import Stage
 
@@ -31,14 +29,23 @@ except ImportError:  # Windows
 class Objective(nn.Module):
     """A model whose forward returns its loss: what accelerate prepares, so that wrappers see one forward."""
 
-    def __init__(self, stage: Stage, snr_gamma: float | None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        snr_gamma: float | None,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """``autocast`` is given where accelerate does not put the forward into one itself."""
         super().__init__()
         self.model = stage.model
         self._loss, self._scheduler, self._snr_gamma = stage.loss, stage.scheduler, snr_gamma
+        self._autocast = autocast
+        self._no_split_modules = units(stage.model)  # where FSDP may cut, by the name that accelerate looks for
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss of a micro-batch (a scalar); Min-SNR weighs it in training only, so that losses compare."""
-        return self._loss(self.model, batch, self._scheduler, self._snr_gamma if self.training else None)
+        with self._autocast():
+            return self._loss(self.model, batch, self._scheduler, self._snr_gamma if self.training else None)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Loop:
                     loss = self.objective(next(waiting))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+                        norm = whole_number(accelerator.clip_grad_norm_(parameters, self.max_grad_norm))
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                 total += loss.detach()
@@ -192,27 +199,3 @@ class After:
     update: Callable[[int], None]
     logged: Callable[[Progress], None]
     stop: Callable[[int], bool]
-
-
-@contextmanager
-def finish_step_on_signal() -> Iterator[Callable[[], bool]]:
-    """Within it the first SIGINT or SIGTERM sets the flag that the yielded function returns; a second interrupts."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        logger.warning("finishing the update and writing a checkpoint; a second signal would abandon both")
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals go elsewhere
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

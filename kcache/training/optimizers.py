@@ -17,6 +17,7 @@ from kcache.shards import KcacheError, UsageError
 
 from .config import TrainConfig
 from .optimizer_args import did_you_mean, parse_args
+from .sharding import cut_optimizer_state
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def restore_optimizer(optimizer: Any, state: dict[str, Any], config: TrainConfig
         old | {key: value for key, value in new.items() if key in asked} | {"lr": config.learning_rate}
         for old, new in zip(state["param_groups"], inner.param_groups, strict=True)
     ]
-    inner.load_state_dict({"state": state["state"], "param_groups": groups})
+    parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
+    inner.load_state_dict({"state": cut_optimizer_state(state["state"], parameters), "param_groups": groups})
 
 
 @contextmanager

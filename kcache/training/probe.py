@@ -11,6 +11,7 @@ from kcache.shards import Stream
 from .draws import PROBE
 from .feeder import Feeder
 from .samples import Positions, Samples
+from .sharding import evaluating
 from .sources import MicroBatch, Source
 from .stages import Stage
 
@@ -29,11 +30,9 @@ def probe_loss(
     source = stage.make_source(samples, SEED, training=False)
     some = positions[Stream(len(positions), SEED).take(0, count)]
     total = torch.zeros((), device=device)
-    objective.eval()
-    with torch.no_grad(), Feeder(source, _micro_batches(source, some, batch_size), batch_size, device) as feeder:
+    with evaluating(objective), Feeder(source, _micro_batches(source, some, batch_size), batch_size, device) as feeder:
         for batch in feeder:
             total += objective(batch).detach() * len(batch["timesteps"])
-    objective.train()
     return float(total / count)
 
 

@@ -1,12 +1,12 @@
 """One training run: its parts put together, and what happens around the loop."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kcache.progress import bar, logger
 from kcache.shards import KcacheError, Snapshot
@@ -16,7 +16,7 @@ from .assembly import in_use, make_loop, tensors_of
 from .config import DecoderConfig, PriorConfig
 from .divergence import Divergence
 from .feeder import Feeder
-from .loop import After, Progress, finish_step_on_signal
+from .loop import After, Progress
 from .memory import apply_memory_options
 from .metrics import Metrics
 from .mixture import Mixture
@@ -24,9 +24,11 @@ from .outcome import Outcome
 from .probe import probe_loss
 from .run_record import cache_record
 from .shapes import report_groups
+from .sharding import is_sharded, whole_state_dict
 from .stages import Stage
 from .start import first_state, make_geometry, make_seed, resumed_state
-from .validating import make_validating
+from .stopping import ECHO, StopTogether, finish_step_on_signal
+from .validating import is_over, make_validating
 from .validation_steps import validation_steps
 from .weights import Weights
 
@@ -46,6 +48,8 @@ class TrainReport:
     last_probe: float | None
     best_loss: float | None
     best_step: int | None
+    result_is_best: bool
+    """Whether the result has the weights of the best validation, not the last."""
     ended_early: bool
     checkpoint: str | None
     is_main: bool
@@ -76,9 +80,11 @@ class TrainingRun:
         seed = make_seed(config, accelerator, saved)
         self.mixture = Mixture(config, snapshots, seed)
         self.state = first_state(config, stage, self.mixture, self.geometry, seed)
+        self.outcome = Outcome(config, stage, weights)
         weights.prepare(stage.model, seed)
         if resumed and saved:
-            self.state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
+            state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
+            self.state = self.outcome.with_known_best(state)
             weights.load(stage.model, resumed)
         apply_memory_options(stage.model, config)
         self.source = stage.make_source(self.mixture.samples, seed)
@@ -88,26 +94,34 @@ class TrainingRun:
         self.order = self.mixture.order(self.source, self.geometry.global_batch, seed)
         self.loop = make_loop(config, accelerator, stage, self.geometry, self.max_steps, self.state, resumed)
         self.divergence = Divergence(self.loop, self.order, self.source, self.mixture, self.output_dir)
-        self.outcome = Outcome(config, stage, weights)
         self.metrics = Metrics(config, accelerator, self.output_dir)
 
     def train(self) -> TrainReport:
         """Run to the end, or to what stops it before, and write what there is to write."""
         first = self.state.step
-        if first >= self.max_steps:
-            raise KcacheError(
-                f"the run has {first:,} updates already and {self.max_steps:,} were asked for;"
-                " ask for more with --max-train-steps or --num-train-epochs"
-            )
-        self._announce()
+        self._refuse_done(first)
         if self.accelerator.is_main_process:
             self.outcome.prepare_upload()
+        self._announce()
         validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
         try:
             self.metrics.start(self._record())
             return self._train(first, validating)
         finally:
             self.metrics.finish()
+
+    def _refuse_done(self, first: int) -> None:
+        """KcacheError where nothing is left to do. A run that was killed before it wrote its result has that to do."""
+        if first > self.max_steps or (first == self.max_steps and self.outcome.is_written(first)):
+            raise KcacheError(
+                f"the run has {first:,} updates already and {self.max_steps:,} were asked for;"
+                " ask for more with --max-train-steps or --num-train-epochs"
+            )
+        if is_over(self.state, self.config.early_stopping) and self.outcome.is_written(first):
+            raise KcacheError(
+                f"the run ended after {first:,} updates, as {self.state.worse} validations were not better than that of"
+                f" update {self.state.best_step:,}; give a larger --early-stopping, or none, to go on"
+            )
 
     def _train(self, first: int, validating: Any) -> TrainReport:
         config, main = self.config, self.accelerator.is_main_process
@@ -117,7 +131,7 @@ class TrainingRun:
         batches = self.geometry.micro_batches(self.order, first, self.max_steps)
         with (
             bar(self.max_steps, "step", f"train {self.stage.name}", initial=first, shown=main) as progress,
-            finish_step_on_signal() as asked_to_stop,
+            finish_step_on_signal(ECHO if self.accelerator.num_processes > 1 else 0.0) as asked_to_stop,
             Feeder(self.source, batches, config.train_batch_size, self.accelerator.device) as feeder,
         ):
 
@@ -140,12 +154,15 @@ class TrainingRun:
                 )
 
             def stop(step: int) -> bool:
-                return validating.is_over(self.state) or self._agree(step, asked_to_stop())
+                return is_over(self.state, config.early_stopping) or all_stop(step)
 
             if first == 0:
                 validate(0)
-            done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
-            ended_early = validating.is_over(self.state)
+            all_stop = StopTogether(self.accelerator, asked_to_stop, first)
+            done = first
+            if not is_over(self.state, config.early_stopping):
+                done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
+            ended_early = is_over(self.state, config.early_stopping)
             finished = done == self.max_steps or ended_early
             # Still inside: a signal now must not cut short what saves the run. And before the last probe.
             last_saved = self._save_checkpoint(done)
@@ -156,27 +173,30 @@ class TrainingRun:
             result=self.weights.result,
             step=done,
             max_steps=self.max_steps,
-            samples=sum(map(len, self.mixture.train)),
+            samples=len(self.mixture.train[0]),
             epochs=float(done * self.geometry.global_batch / self.epoch),
             first_probe=self.state.first_probe,
             last_probe=last_probe,
             best_loss=self.state.best_loss,
             best_step=self.state.best_step,
+            result_is_best=config.early_stopping is not None and self.state.best_loss is not None,
             ended_early=ended_early,
             checkpoint=str(last_saved) if last_saved else None,
             is_main=main,
         )
 
     def _finish(self, step: int) -> float | None:
-        """Write the result: the best point where training ends early by it, else the last; returns the last probe."""
+        """Write the result: with ``--early-stopping`` the best point, else the last, whose probe is returned."""
+        is_best = self.config.early_stopping is not None and self.state.best_loss is not None
         with in_use(self.loop):
-            last_probe = self._probe(step)
-            if not self.accelerator.is_main_process:
-                return last_probe
-            if self.config.early_stopping is not None and self.state.best_loss is not None:
-                self.outcome.promote_best(self.state)
-            else:
-                self.outcome.save(self.model, self.state)
+            last_probe = None if is_best else self._probe(step)
+            self.divergence.refuse_nan(self.model, step)  # an average may overflow where no weight does
+            with self._main_saves() as main:
+                if main and is_best:
+                    self.outcome.promote_best(self.state)
+                elif main:
+                    self.outcome.save(self.model, self.state)
+        if self.accelerator.is_main_process:
             self.outcome.upload()
         return last_probe
 
@@ -204,6 +224,9 @@ class TrainingRun:
             self.max_steps * self.geometry.global_batch / self.epoch,
             self.state.seed,
         )
+        if (processes := self.accelerator.num_processes) > 1:
+            shared = "the weights sharded among them" if is_sharded(self.model) else "each with all weights"
+            logger.info("in %d processes, %s", processes, shared)
         report_groups(self.source.groups, self.geometry.global_batch)
 
     def _probe(self, step: int) -> float | None:
@@ -215,29 +238,31 @@ class TrainingRun:
         self.metrics.log({"probe_loss": loss}, step)
         return loss
 
-    def _agree(self, step: int, asked: bool) -> bool:
-        """Whether any process was asked to stop: all must stop after the same update, so they ask when they log."""
-        if self.accelerator.num_processes == 1:
-            return asked
-        if step % self.config.logging_steps:
-            return False
-        flag = torch.tensor(float(asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
-
     def _save_checkpoint(self, step: int) -> Path | None:
         self.divergence.refuse_nan(self.model, step)
         self.state = replace(self.state, step=step)
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return None
         limit, tensors = self.config.checkpoints_total_limit, tensors_of(self.loop, self.config)
-        return checkpointing.save_checkpoint(self.output_dir, self.state, self.model, self.weights, tensors, limit)
+        with self._main_saves() as main:
+            if main:
+                return checkpointing.save_checkpoint(
+                    self.output_dir, self.state, self.model, self.weights, tensors, limit
+                )
+        return None
 
     def _keep_best(self, step: int, loss: float) -> None:
         self.divergence.refuse_loss(loss, step)
         self.divergence.refuse_nan(self.model, step)
-        if self.accelerator.is_main_process:
-            self.outcome.save_best(self.model, replace(self.state, step=step))
+        with self._main_saves() as main:
+            if main:
+                self.outcome.save_best(self.model, replace(self.state, step=step))
+
+    @contextmanager
+    def _main_saves(self) -> Iterator[bool]:
+        """Within it the main process, which is told so, finds whole weights in the model, and the others wait."""
+        main: bool = self.accelerator.is_main_process
+        with whole_state_dict(self.model, keep=main):
+            yield main
+        self.accelerator.wait_for_everyone()
 
     def _record(self) -> dict[str, Any]:
         """What ``run.json`` says of this run beside its options."""

@@ -28,18 +28,15 @@ def make_geometry(config: TrainConfig, accelerator: Any, saved: TrainState | Non
         accelerator.num_processes,
         accelerator.process_index,
     )
-    if not saved or geometry.global_batch == saved.global_batch:
-        return geometry
-    kept = geometry.keeping(saved.global_batch)
-    if kept != geometry:
-        accelerator.gradient_accumulation_steps = kept.accumulation
-        if accelerator.is_main_process:
-            logger.info(
-                "--gradient-accumulation-steps is %d instead of %d, so that an update has %d samples as before",
-                kept.accumulation,
-                geometry.accumulation,
-                saved.global_batch,
-            )
+    kept = geometry.keeping(saved.global_batch) if saved else geometry
+    if kept != geometry and accelerator.is_main_process:
+        logger.info(
+            "--gradient-accumulation-steps is %d instead of %d, so that an update has %d samples as before",
+            kept.accumulation,
+            geometry.accumulation,
+            kept.global_batch,
+        )
+    accelerator.gradient_accumulation_steps = kept.accumulation  # the environment may say otherwise
     return kept
 
 

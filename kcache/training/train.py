@@ -3,24 +3,26 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from kcache.devices import default_device
 from kcache.lora_file import LORA_FILE
 from kcache.progress import logger
+from kcache.runs import METRICS, read_lines
 from kcache.shards import KcacheError, UsageError, layout
 
 from . import checkpointing
 from .checks import check_config
 from .config import DecoderConfig, PriorConfig
+from .engine import make_accelerator, require_agreement
 from .mixture import open_caches, open_snapshots
+from .outcome import BEST
 from .run import TrainingRun, TrainReport
 from .stages import make_stage
-from .trackers import log_with
 from .weights import make_weights
 
 
@@ -32,7 +34,9 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
     check_config(config)
     output_dir = Path(config.output_dir)
     caches = open_caches(config)
-    accelerator = _make_accelerator(config)
+    accelerator = make_accelerator(config)
+    if accelerator.mixed_precision != "no":
+        config = replace(config, mixed_precision=accelerator.mixed_precision)  # the launcher may have chosen it
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     with _alone_in(output_dir, accelerator):
@@ -40,6 +44,8 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
         stage = make_stage(config, *caches)
         weights = make_weights(config, stage.subfolder)
         snapshots = open_snapshots(caches, stage.columns, partial=config.partial)
+        seen = {f"the cache {snapshot.cache.root} in state": snapshot.digest[:12] for snapshot in snapshots}
+        require_agreement(accelerator, {"the checkpoint to go on from": str(resumed), **seen})
         return TrainingRun(config, accelerator, stage, weights, snapshots, resumed).train()
 
 
@@ -71,27 +77,6 @@ def _alone_in(output_dir: Path, accelerator: Any) -> Iterator[None]:
             output_dir.rmdir()  # refused before anything was written: leave nothing behind
 
 
-def _make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
-    from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
-
-    folder = Path(config.output_dir)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=log_with(config.report_to) or None,  # none with an empty list is warned of
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.logging_dir)),
-        cpu=default_device().type == "cpu",  # without it accelerate sees one process where torchrun started several
-    )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != started:
-        raise KcacheError(
-            f"the launcher started {started} processes and accelerate sees {accelerator.num_processes};"
-            " start them with torchrun or accelerate launch, as 'accelerate config' set it up"
-        )
-    return accelerator
-
-
 def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path | None:
     if (output_dir / layout.ROOT_RECORD).exists():
         raise UsageError(f"{output_dir} is a cache; name another folder with --output-dir")
@@ -99,13 +84,17 @@ def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path
         found = checkpointing.find_checkpoint(output_dir, config.resume_from_checkpoint)
         if found is not None:
             return found
-    results = (output_dir / name for name in ("prior", "unet", LORA_FILE))
+    results = (output_dir / name for name in ("prior", "unet", LORA_FILE, BEST))
     old = [path.name for path in (*checkpointing.checkpoints(output_dir), *results) if path.exists()]
     if old and config.resume_from_checkpoint:
+        stage, result = "prior" if isinstance(config, PriorConfig) else "decoder", output_dir
         raise KcacheError(
             f"{output_dir} holds a result ({old[0]}) and no checkpoint to go on from; start from it in another folder"
-            f" with --pretrained-{'prior' if old[0] == 'prior' else 'decoder'}-model-name-or-path {output_dir}"
+            f" with --pretrained-{stage}-model-name-or-path {result / BEST if old == [BEST] else result}"
         )
+    has_curves = any("loss" in line for line in read_lines(output_dir / METRICS))
+    if has_curves and not old and not config.resume_from_checkpoint:
+        old = [METRICS]  # of a run that ended before its first checkpoint
     if old:
         raise KcacheError(
             f"{output_dir} already holds a run ({', '.join(old[:3])}); go on with --resume-from-checkpoint latest,"

@@ -22,6 +22,7 @@ from .metrics import Metrics
 from .mixture import Mixture
 from .prior_scores import PriorScores
 from .sampling import sampling_scheduler
+from .sharding import called_alone, is_sharded
 from .sources import MicroBatch
 from .stages import Stage, start_of
 from .validation import Validator, make_validator
@@ -39,8 +40,6 @@ class Validating:
     held_out: HeldOut | None
     scores: PriorScores | None
     drawer: Validator | None
-    patience: int | None
-    """Validations without a better loss after which training ends."""
     keep_best: Callable[[int, float], None]
     """Saves the weights as they are now in use, as the best."""
 
@@ -58,7 +57,8 @@ class Validating:
                 found = self.held_out.loss(self.loop.accelerator, self.loop.objective, batch_size)
                 values: dict[str, Any] = found.metrics()
                 if self.scores is not None:
-                    values |= self.scores.measure(self.loop.accelerator, model, batch_size)
+                    with called_alone(self.loop.objective, model):
+                        values |= self.scores.measure(self.loop.accelerator, model, batch_size)
                 self.metrics.log(values, step)
                 state = self._compare(replace(state, step=step), found.loss)
             if self.drawer is not None:
@@ -68,15 +68,16 @@ class Validating:
         self.loop.accelerator.wait_for_everyone()
         return state
 
-    def is_over(self, state: TrainState) -> bool:
-        """Whether patience is at its end."""
-        return self.patience is not None and state.worse >= self.patience
-
     def _compare(self, state: TrainState, loss: float) -> TrainState:
         if state.best_loss is not None and loss >= state.best_loss:
             return replace(state, worse=state.worse + 1)
         self.keep_best(state.step, loss)
         return replace(state, best_loss=loss, best_step=state.step, worse=0)
+
+
+def is_over(state: TrainState, patience: int | None) -> bool:
+    """Whether so many validations in a row were not better that training ends (`--early-stopping`)."""
+    return patience is not None and state.worse >= patience
 
 
 def make_validating(
@@ -93,13 +94,15 @@ def make_validating(
         held_out = HeldOut(stage, mixture.samples, mixture.held_out[: config.validation_samples])
         if isinstance(config, PriorConfig):
             scores = PriorScores(held_out, sampling_scheduler(start_of(config)))
+        elif is_sharded(loop.objective):
+            logger.info("no pictures of held-out samples are made: one process has no whole model to draw with")
         elif _has_movq(config):
             pictures = held_out_pictures(held_out)
     if pictures or config.validation_prompts:
         device = loop.accelerator.device
         null = null_image(mixture.samples.snapshots[0])
         drawer = make_validator(config, stage.name, Path(config.output_dir), device, null, pictures)
-    return Validating(loop, metrics, held_out, scores, drawer, config.early_stopping, keep_best)
+    return Validating(loop, metrics, held_out, scores, drawer, keep_best)
 
 
 def held_out_pictures(held_out: HeldOut) -> HeldOutPictures:
