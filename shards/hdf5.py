@@ -3,6 +3,7 @@
 import io
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,19 +38,48 @@ def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) ->
 
 
 def unpack(data: bytes, fields: Sequence[Field], first_row: int, rows: int) -> list[Row | None]:
-    """The inverse of `pack`, for a file that is whole."""
+    """The inverse of `pack`; ValueError for a file that `pack` never makes, such as one with links or filters."""
     import h5py
 
     found: list[Row | None] = [None] * rows
-    with h5py.File(io.BytesIO(data), "r") as file:
-        for k, key in enumerate(file["rows"][:].tolist()):
-            found[key - first_row] = {
-                field.name: file[field.name][slice(*file[f"{field.name}_offsets"][k : k + 2])]
-                if field.is_ragged
-                else file[field.name][k]
-                for field in fields
-            }
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            arrays = {name: _plain(file, name, len(data)) for name in file}
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"it is no HDF5 file that kcache wrote: {error}") from None
+    try:
+        for k, key in enumerate(arrays["rows"].tolist()):
+            if not 0 <= key - first_row < rows:
+                raise ValueError(f"row {key} is none of this shard")
+            found[key - first_row] = {field.name: _row(field, arrays, k) for field in fields}
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"it lacks a field or a row: {error}") from None
     return found
+
+
+def _plain(file: Any, name: str, most: int) -> npt.NDArray[np.generic]:
+    """A dataset whose bytes lie in the file as they are; any other kind could lead to other files or unpack to more."""
+    import h5py
+
+    dataset = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external or dataset.chunks:
+        raise ValueError(f"'{name}' is no contiguous array")
+    if dataset.dtype.kind not in "fi" or dataset.nbytes > most:
+        raise ValueError(f"'{name}' is no array of numbers that fits into its file")
+    return np.asarray(dataset[...])
+
+
+def _row(field: Field, arrays: dict[str, npt.NDArray[np.generic]], k: int) -> npt.NDArray[np.generic]:
+    """One field of the ``k``-th sample present."""
+    array = arrays[field.name]
+    if field.is_ragged:
+        start, end = (int(n) for n in arrays[f"{field.name}_offsets"][k : k + 2])
+        one = array[start:end]
+    else:
+        one = array[k]
+    if one.dtype != field.dtype or one.shape != field.shape_of(one.nbytes):
+        raise ValueError(f"field '{field.name}' is of another type or shape than its column")
+    return one
 
 
 def packed_size(rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:

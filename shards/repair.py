@@ -132,10 +132,14 @@ def _mend_shard(cache: Cache, column: Column, commit: Commit, done: Repair) -> N
     path = cache.root / commit.file
     data = path.read_bytes() if path.is_file() else b""
     if sha256(data) == commit.sha256:
-        if readable_index(cache, column, commit) is None:
-            first = cache.row_key(commit.shard, 0)
-            rows = _UNPACK[cache.container](data, column.fields, first, commit.rows)
-            _write_shard(cache, column, commit, rows, done)
+        if readable_index(cache, column, commit) is not None:
+            return
+        try:
+            rows = _UNPACK[cache.container](data, column.fields, cache.row_key(commit.shard, 0), commit.rows)
+        except ValueError:
+            done.lost.commits[column.name, commit.shard] = marked(commit, {})  # Another program made it.
+            return
+        _write_shard(cache, column, commit, rows, done)
         return
     whole = readable_rows(cache, column, commit)
     copies = dict(whole)

@@ -37,15 +37,33 @@ def pack(rows: Sequence[Row | None], fields: Sequence[Field], first_row: int) ->
 
 
 def unpack(data: bytes, fields: Sequence[Field], first_row: int, rows: int) -> list[Row | None]:
-    """The inverse of `pack`, for a file that is whole."""
+    """The inverse of `pack`; ValueError for a file that `pack` never makes, such as a compressed one."""
     found: list[dict[str, npt.NDArray[np.generic]]] = [{} for _ in range(rows)]
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for info in tar:
-            key, field, _ = info.name.split(".")
-            member = tar.extractfile(info)
-            assert member is not None
-            found[int(key) - first_row][field] = np.lib.format.read_array(io.BytesIO(member.read()), allow_pickle=False)
+    known = {field.name: field for field in fields}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for info in tar:
+                key, name, _ = info.name.split(".")
+                row, end = int(key) - first_row, info.offset_data + info.size
+                if not info.isreg() or not 0 <= row < rows or end > len(data):
+                    raise ValueError(f"its member {info.name} is none of this shard")
+                found[row][name] = _array(data[info.offset_data : end], known[name])
+    except (tarfile.TarError, KeyError) as error:
+        raise ValueError(f"it is no tar that kcache wrote: {error}") from None
+    if any(row and row.keys() != known.keys() for row in found):
+        raise ValueError("a sample lacks a field")
     return [row or None for row in found]
+
+
+def _array(member: bytes, field: Field) -> npt.NDArray[np.generic]:
+    """The array in a ``.npy`` file, which must be exactly the one that `npy` would write for its values."""
+    raw = member[_NPY_HEADER:]
+    if len(raw) % field.row_bytes or not (field.is_ragged or len(raw) == field.row_bytes):
+        raise ValueError(f"field '{field.name}' has {len(raw):,} bytes")
+    array = np.frombuffer(raw, field.dtype).reshape(field.shape_of(len(raw)))
+    if npy(array) != member:
+        raise ValueError(f"field '{field.name}' is of another type or shape than its column")
+    return array
 
 
 def packed_size(rows: Sequence[Sequence[int]], fields: Sequence[Field]) -> int:
