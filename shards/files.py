@@ -47,9 +47,12 @@ def read_committed(root: Path, reference: Mapping[str, Any]) -> bytes:
 def refuse_links(*folders: Path) -> None:
     """DamageError where a folder has a link among its entries: through one, a cache would reach what is not its own."""
     for folder in folders:
-        for entry in os.scandir(folder) if folder.is_dir() else ():
-            if entry.is_symlink():
-                raise DamageError(f"{entry.path} is a link: {PLAIN_ONLY}")
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise DamageError(f"{entry.path} is a link: {PLAIN_ONLY}")
 
 
 PLAIN_ONLY = (

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import durable, layout
-from .errors import CacheError
+from .errors import CacheError, DamageError
+from .files import read_plain
+from .records import MAX_BYTES
 
 Pins = dict[str, list[list[int]]]
 """``[shard, generation]`` of every commit that is read, by the stem of its column."""
@@ -28,7 +30,7 @@ _RENEWAL = 600.0
 _CLOCK = 2
 """Seconds by which the time at which a process began may seem to move, as the machine's clock is set."""
 
-_NAME = re.compile(r"(reader|writer|gc)-([0-9a-f]{8})-(\d+)-(\d+)-\d+")
+_NAME = re.compile(r"(reader|writer|gc)-([0-9a-f]{8})-([0-9]{1,9})-([0-9]{1,12})-[0-9]+")
 _counter = itertools.count()
 
 
@@ -56,9 +58,9 @@ class Lease:
     def pins(self) -> Pins | None:
         """What its reader reads; None: anything, for it is only about to say."""
         try:
-            pins = json.loads(self.path.read_bytes())
+            pins = json.loads(read_plain(self.path, MAX_BYTES))
             return {str(stem): [[int(shard), int(g)] for shard, g in commits] for stem, commits in pins.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (DamageError, OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def narrow(self, pins: Pins) -> None:

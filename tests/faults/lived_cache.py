@@ -1,4 +1,4 @@
-"""A toy cache that has lived: a caption was edited, a column made anew, a sample set aside; and all that is read of it."""
+"""A toy cache that has lived (a caption edited, a column made anew, a sample set aside), and all that is read of it."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ NAMES = ("image", "text")
 
 
 def lived_cache(root: Path, container: str) -> Cache:
-    """Ten samples in three shards; shard 0 has a second generation in ``samples`` and ``text``, ``image`` an edition."""
+    """Ten samples in three shards; shard 0 has ``samples`` and ``text`` of generation 2, ``image`` of edition 2."""
     cache = make_cache(root, container, aside=frozenset({2, 5}))
     keep_dataset_options(cache, {"caption_column": "text"})
     keep_dataset_options(cache, {"caption_column": "prompt", "split": "train"})

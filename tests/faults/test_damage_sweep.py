@@ -141,10 +141,10 @@ def test_every_block_of_every_file(tmp_path: Path, container: str, capsys: pytes
 
 @pytest.mark.torture
 @pytest.mark.parametrize("keep_index", [True, False], ids=["rotten", "copied"])
-def test_every_sixteenth_byte_of_every_file(
+def test_every_64_bytes_of_every_file(
     tmp_path: Path, container: str, keep_index: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = Sweep(lived_cache(tmp_path / "cache", container), 16)
+    sweep = Sweep(lived_cache(tmp_path / "cache", container), 64)
     sweep.run(keep_index=keep_index)
     tell(capsys, container, sweep)
     check(sweep)

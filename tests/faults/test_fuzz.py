@@ -1,5 +1,6 @@
 """Arbitrary bytes and arbitrary records in the place of a cache's own: whatever they are, the answer is a sentence."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,12 +23,12 @@ from kcache.shards.commits import Commit, digests
 from kcache.shards.index import ENTRY, load_index
 from kcache.shards.records import digest, load_lines, load_record, sealed
 
-FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(FEW, max_examples=20_000, phases=[Phase.generate])
+FEW = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(FEW, max_examples=1_000, phases=[Phase.generate])
 HOSTILE: list[Any] = [
-    -1, 0, 1, 2**31, 2**32, 2**63, 2**64, 10**40, 1e308, float("nan"), float("inf"), True, None, "", "..", "/", "x" * 5000,
-    "../../x", "text/000000-aaaaaaaa.tar", "image.2/000000-00000000.idx", "\0", "é", [], {}, [None], [[[]]], {"": {}}, [{}],
-    ["a"] * 500,
+    -1, 0, 1, 2**31, 2**32, 2**63, 2**64, 10**40, 1e308, float("nan"), float("inf"), True, None, "", "..", "/",
+    "x" * 5000, "../../x", "text/000000-aaaaaaaa.tar", "image.2/000000-00000000.idx", "\0", "é", [], {},
+    [None], [[[]]], {"": {}}, [{}], ["a"] * 500,
 ]  # fmt: skip
 
 
@@ -123,9 +124,10 @@ def check_records(whole: Cache, draw: st.DataObject) -> None:
         path.write_bytes(sealed(body.encode(), **plan_of(path)))
     else:
         if path.parent.name == "columns" and isinstance(value, dict):
-            value["fingerprint"] = digest({k: value[k] for k in ("fields", "encoder", "preprocessing", "encode_dtype")})
+            parts = ("fields", "encoder", "preprocessing", "encode_dtype")
+            value["fingerprint"] = digest({part: value[part] for part in parts})
         path.write_bytes(as_record(value))
-    if path.parent.name == "samples":
+    if path.suffix == ".jsonl" and path.parent.name == "samples":
         commit = cache.commit_path("samples", int(path.name[:6]), cache.commits("samples")[int(path.name[:6])])
         with_record(commit, **digests(path.read_bytes()))
     exercise(cache.root)
@@ -167,20 +169,20 @@ def test_any_index_is_read_or_refused_with_a_sentence(whole: Cache, draw: st.Dat
     exercise(cache.root)
 
 
-@settings(FEW, max_examples=300)
-@given(data=st.binary(max_size=300), name=st.sampled_from(["load_record", "load_lines", "commit", "column"]))
-def test_the_parsers_take_any_bytes(tmp_path: Path, data: bytes, name: str) -> None:
+@settings(FEW, max_examples=80)
+@given(data=st.binary(max_size=300))
+def test_the_parsers_take_any_bytes(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "file"
     for written in (data, sealed(data), b"KCACHEIX" + data):
         path.write_bytes(written)
         for read in (load_record, load_lines, Commit.load, lambda path: Column.from_record(load_record(path))):
-            with pytest.raises(KcacheError):
-                assert read(path) == [] or (_ for _ in ()).throw(KcacheError("read"))
+            with contextlib.suppress(KcacheError):
+                assert read(path) == []  # no bytes, sealed
         with pytest.raises(KcacheError):
             load_index(written, "x.idx")
 
 
-@settings(FEW, max_examples=500)
+@settings(FEW, max_examples=100)
 @given(name=st.text(max_size=40) | st.from_regex(r"[a-z0-9./-]{1,30}", fullmatch=True))
 def test_names_are_parsed_or_not_and_never_lead_out(name: str) -> None:
     for parse in (layout.parse_commit, layout.parse_column, layout.parse_stem, layout.parse_number):

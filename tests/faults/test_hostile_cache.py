@@ -151,6 +151,14 @@ def test_a_file_that_is_a_link_or_no_file_is_refused_and_nothing_waits_for_it(li
     assert read_parts(lived.root) == right
 
 
+@pytest.mark.parametrize("name", ["reader-00000000-1-1-1", "writer-00000000-99999999999999999999-1-1", "gc-0-0-0-0"])
+def test_a_lease_that_is_a_pipe_or_of_no_process_holds_up_nothing(lived: Cache, name: str) -> None:
+    right = read_parts(lived.root)
+    os.mkfifo(lived.root / "index" / "leases" / name)
+    assert read_parts(lived.root) == right
+    assert kcache("gc", lived.root, "--yes").exit_code in (0, 1)
+
+
 def test_a_pipe_or_a_socket_among_what_is_derived_changes_nothing(
     lived: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
