@@ -29,10 +29,11 @@ def print_report(report: "TrainReport") -> int:
     if report.first_probe is not None and report.last_probe is not None:
         click.echo(f"Loss on fixed draws: {report.first_probe:.4f} before, {report.last_probe:.4f} after.")
     if report.best_loss is not None:
-        click.echo(
-            f"Held-out loss: {report.best_loss:.4f} at best, after update {report.best_step:,}; these weights are in"
-            f" {report.output_dir}/best."
-        )
+        where = f"these weights are in {report.output_dir}/best"
+        where += ", and are the result" if report.result_is_best else ""
+        click.echo(f"Held-out loss: {report.best_loss:.4f} at best, after update {report.best_step:,}; {where}.")
+        if report.best_step == 0:
+            click.echo("That is before any training: no update made it better.")
     stage = {"prior": "prior", "unet": "decoder"}[report.component]
     other = {"prior": "--decoder my-decoder", "decoder": "--prior my-prior"}[stage]
     click.echo(

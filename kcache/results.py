@@ -59,6 +59,11 @@ def load_pipeline(name: str, kind: Kind, dtype: Any, lora_scale: float | None = 
     if not folder.is_dir() and "/" not in name:
         raise KcacheError(f"{name} does not exist; name the --output-dir of a training run, a pipeline or a hub id")
     arguments = {"dtype": dtype, "use_safetensors": True}
+    if (folder / "state.json").is_file():
+        raise KcacheError(
+            f"{folder} is a checkpoint to resume from; name the run's --output-dir {folder.parent}, or its best in"
+            f" {folder.parent / 'best'}"
+        )
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         arguments[kind.subfolder] = load_component(folder, kind, dtype, lora_scale)
         whole = Checkpoint(name).base()

@@ -86,7 +86,19 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run has a result and no update is left to do."""
+        if "ended" in self.training:
+            return self.step <= int(self.training["ended"])
         return bool(self.training) and (self.max_steps is None or self.step >= self.max_steps)
+
+    @property
+    def result_step(self) -> int:
+        """The update whose weights are the result: the last one, or the best where training ended by it."""
+        return int(self.training.get("step", self.step))
+
+    @property
+    def result_grid(self) -> Grid | None:
+        """The pictures that were made with the weights of the result, or the last ones before."""
+        return next((grid for grid in reversed(self.grids) if grid.step <= self.result_step), None)
 
     def best(self, name: str, *, highest: bool = False) -> tuple[int, float] | None:
         """``(step, value)`` of the best of a quantity, the first of equals; None where there is none."""

@@ -42,7 +42,7 @@ class Sources:
 
 def own_shards(cache: Cache) -> list[Places]:
     """All rows of a cache in shards as it has them, unfinished and removed ones too."""
-    return [_places(0, shard, range(len(cache.planned_ids(shard)))) for shard in range(cache.shard_count)]
+    return [_places(shard, range(len(cache.planned_ids(shard)))) for shard in range(cache.shard_count)]
 
 
 def recut(shards: Sequence[Places], shard_size: int) -> list[Places]:
@@ -51,11 +51,11 @@ def recut(shards: Sequence[Places], shard_size: int) -> list[Places]:
     return [rows[start : start + shard_size] for start in range(0, len(rows), shard_size)]
 
 
-def remaining_shards(cache: Cache, source: int = 0) -> list[Places]:
+def remaining_shards(cache: Cache) -> list[Places]:
     """The rows of a cache that were neither removed nor forgotten, by the shard that they are in."""
     generations = cache.commits(layout.SAMPLES)
     return [
-        _places(source, shard, [i for i, row in enumerate(cache.samples(shard, generation)) if "removed" not in row])
+        _places(shard, [i for i, row in enumerate(cache.samples(shard, generation)) if "removed" not in row])
         for shard, generation in generations.items()
     ]
 
@@ -92,8 +92,9 @@ def copy_rows(
     return written + sum(_copy_column(sources, target, shards, column, progress) for column in columns)
 
 
-def _places(source: int, shard: int, rows: Iterable[int]) -> Places:
-    places = [(source, shard, row) for row in rows]
+def _places(shard: int, rows: Iterable[int]) -> Places:
+    """Rows of one shard of the first source."""
+    places = [(0, shard, row) for row in rows]
     return np.asarray(places, np.int64).reshape(-1, 3)
 
 

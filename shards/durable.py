@@ -108,9 +108,9 @@ def flush_names(root: Path) -> None:
 
 
 def _flush_found(folder: Path) -> None:
-    """Flush the names in a folder that others made, if it can be flushed at all."""
+    """Flush the names in a folder that others made, if it can be flushed at all; no step, as it writes nothing new."""
     try:
-        sync_folder(folder)
+        _fsync_folder(folder)
     except OSError as error:
         if error.errno not in _CANNOT_BE_FLUSHED:
             raise
@@ -122,9 +122,13 @@ _CANNOT_BE_FLUSHED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, er
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in ``folder`` to stable storage (Windows has no such call and needs none)."""
+    failpoint("fsync folder")
+    _fsync_folder(folder)
+
+
+def _fsync_folder(folder: Path) -> None:
     if WINDOWS:
         return
-    failpoint("fsync folder")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
 """The held-out loss is on fixed noise and timesteps, and decides which point of a run is the best, and when to stop."""
 
 import json
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from support import relative_distance
 from tiny import PIXELS
 
-from kcache.shards import Cache, Snapshot
+from kcache.runs import read_run
+from kcache.shards import Cache, KcacheError, Snapshot
 from kcache.training.chosen import choose, id_hash, planned_ids
 from kcache.training.config import DecoderConfig, PriorConfig
 from kcache.training.draws import HELD_OUT
@@ -219,3 +222,53 @@ def test_validation_comes_by_epochs_as_in_the_reference_or_by_updates(
 ) -> None:
     due = validation_steps(PriorConfig(cache="", output_dir="", **changes), Fraction(10), 4, 20)
     assert [step for step in range(21) if due(step)] == expected
+
+
+# --- what is said of it
+
+
+def test_a_result_that_is_the_best_is_described_as_that(make: Make, tmp_path: Path) -> None:
+    report = train(make("decoder", learning_rate=0.3, max_train_steps=40, early_stopping=2, probe_samples=4))
+    out = tmp_path / "out"
+    record = json.loads((out / "training.json").read_text())
+    assert report.result_is_best
+    assert report.last_probe is None  # it would be of other weights
+    assert (record["step"], record["ended"]) == (report.best_step, report.step)
+    said = f"| updates | {report.best_step} of 2 samples each, the best of {report.step} |"
+    assert said in (out / "README.md").read_text()
+    assert (out / "validation.png").read_bytes() == (
+        out / "validation" / f"step-{report.best_step:06d}.png"
+    ).read_bytes()
+    assert read_run(out).finished
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_not_written_over(make: Make, tmp_path: Path) -> None:
+    train(make("prior"))
+    for left in ("checkpoint-8", "prior"):
+        shutil.rmtree(tmp_path / "out" / left)
+    with pytest.raises(KcacheError, match=r"already holds a run \(best\); go on with --resume-from-checkpoint latest"):
+        train(make("prior"))
+    shutil.rmtree(tmp_path / "out" / "best")
+    with pytest.raises(KcacheError, match=r"already holds a run \(metrics.jsonl\)"):
+        train(make("prior"))
+    assert train(make("prior", resume_from_checkpoint="latest")).step == 8
+
+
+def test_a_run_that_goes_on_in_another_folder_looks_for_its_best_there(make: Make, tmp_path: Path) -> None:
+    train(make("prior", "first", learning_rate=0.3, max_train_steps=4, early_stopping=5))
+    checkpoint = str(tmp_path / "first" / "checkpoint-4")
+    report = train(make("prior", "second", learning_rate=0.3, early_stopping=5, resume_from_checkpoint=checkpoint))
+    assert report.finished
+    assert (tmp_path / "second" / "best").is_dir()
+    assert report.best_step in validations(tmp_path / "second")
+
+
+def test_the_precision_that_the_launcher_chose_is_what_is_recorded(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(make("prior", validation_split=0.0, validation_steps=None))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"]["mixed_precision"] == "bf16"
+    assert "| mixed precision | bf16 |" in (tmp_path / "out" / "README.md").read_text()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kcache.progress import logger
-from kcache.shards import Cache, dataset_options
+from kcache.shards import Cache, KcacheError, dataset_options
 from kcache.shards.records import Record
 
 from .config import DEFAULT_MAX_PIXELS, DEFAULT_SPLIT, EncodeConfig
@@ -22,6 +22,10 @@ _DEFAULTS = {"split": DEFAULT_SPLIT, "streaming": False, "max_pixels": DEFAULT_M
 def with_remembered(config: EncodeConfig, cache: Cache | None) -> EncodeConfig:
     """The config with what it leaves open as the cache has it; says so. An empty text stands for the default."""
     kept = dataset_options(cache) if cache else {}
+    if cache and (strange := [name for name in REMEMBERED if name in kept and type(kept[name]) is not _type(name)]):
+        raise KcacheError(
+            f"{cache.root}/dataset says of {', '.join(strange)} what kcache never writes; encode into another folder"
+        )
     given = {name: value for name in REMEMBERED if (value := getattr(config, _OF_CONFIG.get(name, name))) is not None}
     used = {name: kept[name] for name in REMEMBERED if name in kept and name not in given}
     if used:
@@ -62,6 +66,10 @@ def spelled(options: Mapping[str, object]) -> str:
         f"--{flag_of(name)}" + ("" if value is True else f" {shlex.quote(str(value))}")
         for name, value in options.items()
     )
+
+
+def _type(name: str) -> type:
+    return {"streaming": bool, "max_pixels": int}.get(name, str)
 
 
 def _is_default(name: str, value: object) -> bool:

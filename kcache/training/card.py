@@ -32,8 +32,8 @@ def write_card(output_dir: Path, repo_id: str | None = None) -> None:
     this machine. Without, it is for this folder.
     """
     run = read_run(output_dir)
-    if run.grids:
-        durable.replace(output_dir / PICTURE, run.grids[-1].path.read_bytes())
+    if run.result_grid is not None:
+        durable.replace(output_dir / PICTURE, run.result_grid.path.read_bytes())
     durable.replace(output_dir / "README.md", model_card(run, repo_id).encode())
 
 
@@ -91,14 +91,17 @@ def _metadata(base: str, lora: bool) -> str:
 def _data(run: Run) -> str:
     """Such as " on 3,388 captioned pictures", with the short name of their snapshot."""
     caches = run.record.get("caches") or []
-    parts = [f"{cache['samples']:,} captioned pictures (snapshot `{cache['snapshot'][:12]}`)" for cache in caches]
+    parts = [
+        f"{cache.get('trained_on', cache['samples']):,} captioned pictures (snapshot `{cache['snapshot'][:12]}`)"
+        for cache in caches
+    ]
     return f" on {' and '.join(parts)}" if parts else ""
 
 
 def _picture(run: Run) -> str:
-    if not run.grids:
+    grid = run.result_grid
+    if grid is None:
         return ""
-    grid = run.grids[-1]
     captions = dict.fromkeys(" ".join(str(cell.get("caption", "")).split()) for cell in grid.cells)
     said = ", ".join(f'"{html.escape(caption, quote=False)}"' for caption in captions if caption)
     return f"![Validation pictures after update {grid.step:,}]({PICTURE})" + (f"\n\n*{said}*" if said else "")
@@ -108,7 +111,12 @@ def _training(run: Run) -> Iterator[tuple[str, str]]:
     """The options that matter most to whoever reads of the result."""
     chosen = run.training["options"]
     batch = run.record.get("global_batch") or chosen["train_batch_size"] * chosen["gradient_accumulation_steps"]
-    yield "updates", f"{run.step:,} of {batch:,} samples each"
+    best = (
+        f", the best of {run.training['ended']:,}"
+        if run.training.get("ended", run.result_step) > run.result_step
+        else ""
+    )
+    yield "updates", f"{run.result_step:,} of {batch:,} samples each{best}"
     schedule = chosen["lr_scheduler"]
     warm = f", {chosen['lr_warmup_steps']:,} updates of warm-up" if schedule not in _WITHOUT_WARM_UP else ""
     yield "learning rate", f"{chosen['learning_rate']:g}, {schedule}{warm}"

@@ -92,11 +92,11 @@ def require_same_columns(caches: Sequence[Cache], columns: Sequence[Sequence[Col
                 " the same views"
             )
         for column, other in zip(columns[0], others, strict=True):
-            if found := _differences(column, other):
+            if found := _differences(other, column):
                 raise KcacheError(
                     f"column '{other.name}' of {cache.root} was encoded otherwise than that of {first}"
-                    f" ({'; '.join(found)}), so they cannot be mixed; encode one like the other with 'kcache encode"
-                    f" DATASET {cache.root} --replace-column {other.name}'"
+                    f" ({'; '.join(found)}), so they cannot be mixed; encode one anew like the other, into another"
+                    " folder"
                 )
 
 

@@ -43,14 +43,14 @@ class Outcome:
         """The weights as they are now, as the result."""
         with self._staging() as folder:
             self._weights.save(model, folder)
-        self._describe(self._output_dir, state)
+        self._describe(self._output_dir, state, state.step)
         write_card(self._output_dir)
 
     def save_best(self, model: Any, state: TrainState) -> None:
         """The weights as they are now, as the best so far."""
         with whole_folder(self._output_dir / BEST, RETRY) as folder:
             self._weights.save(model, folder)
-            self._describe(folder, state)
+            self._describe(folder, state, state.step)
 
     def with_known_best(self, state: TrainState) -> TrainState:
         """A resumed ``state``, without its best where OUT/best holds another: the run went on after that checkpoint.
@@ -70,15 +70,16 @@ class Outcome:
 
     def promote_best(self, state: TrainState) -> None:
         """Make the best so far the result."""
+        assert state.best_step is not None
         with self._staging() as folder:
             shutil.copytree(self._output_dir / BEST, folder, dirs_exist_ok=True)
-        self._describe(self._output_dir, state)
+        self._describe(self._output_dir, state, state.best_step)
         write_card(self._output_dir)
 
     def is_written(self, step: int) -> bool:
         """Whether OUT holds the result of a run that ended after this update."""
         record = training_record(self._output_dir)
-        return record.get("step") == step and (self._output_dir / self._weights.result).exists()
+        return record.get("ended") == step and (self._output_dir / self._weights.result).exists()
 
     @contextmanager
     def _staging(self) -> Iterator[Path]:
@@ -106,8 +107,14 @@ class Outcome:
         if self._repo_id is not None:
             hub.upload(self._config, self._repo_id, self._output_dir)
 
-    def _describe(self, folder: Path, state: TrainState) -> None:
-        """``training.json``, which makes a folder one that can be begun from."""
+    def _describe(self, folder: Path, state: TrainState, step: int) -> None:
+        """``training.json``, which makes a folder one to begin from: it has the weights after update ``step``."""
         options = public_options(self._config) | {"seed": state.seed}
-        record = {"stage": self._stage.name, "trained_from": self._trained_from, "step": state.step, "options": options}
+        record = {
+            "stage": self._stage.name,
+            "trained_from": self._trained_from,
+            "step": step,
+            "ended": state.step,
+            "options": options,
+        }
         durable.replace(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())

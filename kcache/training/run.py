@@ -48,6 +48,8 @@ class TrainReport:
     last_probe: float | None
     best_loss: float | None
     best_step: int | None
+    result_is_best: bool
+    """Whether the result has the weights of the best validation, not the last."""
     ended_early: bool
     checkpoint: str | None
     is_main: bool
@@ -98,9 +100,9 @@ class TrainingRun:
         """Run to the end, or to what stops it before, and write what there is to write."""
         first = self.state.step
         self._refuse_done(first)
-        self._announce()
         if self.accelerator.is_main_process:
             self.outcome.prepare_upload()
+        self._announce()
         validating = make_validating(self.config, self.loop, self.stage, self.mixture, self.metrics, self._keep_best)
         try:
             self.metrics.start(self._record())
@@ -171,24 +173,26 @@ class TrainingRun:
             result=self.weights.result,
             step=done,
             max_steps=self.max_steps,
-            samples=sum(map(len, self.mixture.train)),
+            samples=len(self.mixture.train[0]),
             epochs=float(done * self.geometry.global_batch / self.epoch),
             first_probe=self.state.first_probe,
             last_probe=last_probe,
             best_loss=self.state.best_loss,
             best_step=self.state.best_step,
+            result_is_best=config.early_stopping is not None and self.state.best_loss is not None,
             ended_early=ended_early,
             checkpoint=str(last_saved) if last_saved else None,
             is_main=main,
         )
 
     def _finish(self, step: int) -> float | None:
-        """Write the result: the best point where training ends early by it, else the last; returns the last probe."""
+        """Write the result: with ``--early-stopping`` the best point, else the last, whose probe is returned."""
+        is_best = self.config.early_stopping is not None and self.state.best_loss is not None
         with in_use(self.loop):
-            last_probe = self._probe(step)
+            last_probe = None if is_best else self._probe(step)
             self.divergence.refuse_nan(self.model, step)  # an average may overflow where no weight does
             with self._main_saves() as main:
-                if main and self.config.early_stopping is not None and self.state.best_loss is not None:
+                if main and is_best:
                     self.outcome.promote_best(self.state)
                 elif main:
                     self.outcome.save(self.model, self.state)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from kcache.lora_file import LORA_FILE
 from kcache.progress import logger
+from kcache.runs import METRICS, read_lines
 from kcache.shards import KcacheError, UsageError, layout
 
 from . import checkpointing
@@ -18,6 +20,7 @@ from .checks import check_config
 from .config import DecoderConfig, PriorConfig
 from .engine import make_accelerator, require_agreement
 from .mixture import open_caches, open_snapshots
+from .outcome import BEST
 from .run import TrainingRun, TrainReport
 from .stages import make_stage
 from .weights import make_weights
@@ -32,6 +35,8 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
     output_dir = Path(config.output_dir)
     caches = open_caches(config)
     accelerator = make_accelerator(config)
+    if accelerator.mixed_precision != "no":
+        config = replace(config, mixed_precision=accelerator.mixed_precision)  # the launcher may have chosen it
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     with _alone_in(output_dir, accelerator):
@@ -79,13 +84,17 @@ def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path
         found = checkpointing.find_checkpoint(output_dir, config.resume_from_checkpoint)
         if found is not None:
             return found
-    results = (output_dir / name for name in ("prior", "unet", LORA_FILE))
+    results = (output_dir / name for name in ("prior", "unet", LORA_FILE, BEST))
     old = [path.name for path in (*checkpointing.checkpoints(output_dir), *results) if path.exists()]
     if old and config.resume_from_checkpoint:
+        stage, result = "prior" if isinstance(config, PriorConfig) else "decoder", output_dir
         raise KcacheError(
             f"{output_dir} holds a result ({old[0]}) and no checkpoint to go on from; start from it in another folder"
-            f" with --pretrained-{'prior' if old[0] == 'prior' else 'decoder'}-model-name-or-path {output_dir}"
+            f" with --pretrained-{stage}-model-name-or-path {result / BEST if old == [BEST] else result}"
         )
+    has_curves = any("loss" in line for line in read_lines(output_dir / METRICS))
+    if has_curves and not old and not config.resume_from_checkpoint:
+        old = [METRICS]  # of a run that ended before its first checkpoint
     if old:
         raise KcacheError(
             f"{output_dir} already holds a run ({', '.join(old[:3])}); go on with --resume-from-checkpoint latest,"

@@ -4,6 +4,7 @@ This process has encoded once, on one thread, before it forks: a kill costs half
 Usage: ``python killed.py JOBS.json``. Each job gets a folder beside that file; the answers are JSON on stdout.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -19,7 +20,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kcache.shards import Cache, durable, verify
+from kcache.shards import Cache, ColumnReader, Snapshot, durable, verify
+
+COLUMNS = ["text", "image", "latents-32"]
 
 
 def start(work: Callable[[], Any]) -> int:
@@ -107,10 +110,11 @@ def race(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         begin = time.monotonic() + 0.2
 
         def run(seed: int, begin: float = begin, number: int = number) -> None:
+            columns = job.get("columns", [()] * job["processes"])[seed % job["processes"]]
             rng = random.Random(seed)
             durable.failpoint = lambda name: time.sleep(rng.random() * 0.004)
             time.sleep(max(0.0, begin - time.monotonic()))
-            encode(job, folder / f"raced-{number}")
+            encode({"options": {**job["options"], "columns": tuple(columns)}}, folder / f"raced-{number}")
 
         pids = [
             start(lambda seed=seed: run(seed))
@@ -118,6 +122,40 @@ def race(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         ]
         codes += [wait(pid) for pid in pids]
     return {"codes": codes}
+
+
+def read_meanwhile(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A process that reads all of one snapshot again and again while another encodes a change, and prunes."""
+    cache, told = folder / "cache", folder / "told.json"
+    encode(job, cache)
+    before = Snapshot(Cache(cache), COLUMNS).digest
+    reading = start(lambda: read_until(cache, folder / "pinned", folder / "encoded", told))
+    while not (folder / "pinned").exists():
+        time.sleep(0.01)
+    changed = {**job["options"], "dataset": job["changed"], "prune": True}
+    codes = [wait(start(lambda: encode({"options": changed}, cache)))]
+    (folder / "encoded").touch()
+    codes.append(wait(reading))
+    return {"codes": codes, "changed": Snapshot(Cache(cache), COLUMNS).digest != before, **json.loads(told.read_text())}
+
+
+def read_until(cache: Path, pinned: Path, end: Path, told: Path) -> None:
+    """Pin a snapshot, say so, and read all of it until ``end`` is there, and once more."""
+    snapshot, digests, passes = Snapshot(Cache(cache), COLUMNS), set(), 0
+    pinned.touch()
+    while True:
+        last = end.exists()
+        digest = hashlib.sha256()
+        for name in COLUMNS:
+            reader = ColumnReader(snapshot, name)
+            for position, field in itertools.product(range(len(snapshot)), reader.column.fields):
+                digest.update(reader.read(position, field.name).tobytes())
+            reader.close()
+        digests.add(digest.hexdigest())
+        passes += 1
+        if last:
+            told.write_text(json.dumps({"passes": passes, "digests": sorted(digests)}))
+            return
 
 
 def faults(cache: Path) -> list[str]:
@@ -132,7 +170,13 @@ def main() -> None:
     folder, answers = Path(sys.argv[1]).parent, {}
     torch.set_num_threads(1)  # a thread pool would not survive the fork
     tqdm.monitor_interval = 0
-    kinds = {"many": kill_at_many_steps, "again": kill_again_and_again, "race": race}
+    kinds = {
+        "many": kill_at_many_steps,
+        "again": kill_again_and_again,
+        "race": race,
+        "columns": race,
+        "reading": read_meanwhile,
+    }
     for kind, job in json.loads(Path(sys.argv[1]).read_text()).items():
         (folder / kind).mkdir()
         encode(job, folder / kind / "undisturbed")

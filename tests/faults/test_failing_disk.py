@@ -72,7 +72,7 @@ def test_whichever_call_fails_the_next_encode_ends_byte_identical_and_on_the_dis
 ) -> None:
     scene, problems = scenes(container)[name], []
     calls = count_calls(scene, tmp_path / "counted")
-    for number in some(range(len(calls)), 25, full):
+    for number in some(range(len(calls)), 20, full):
         error = (errno.EIO, errno.ENOSPC)[number % 2]
         found = problems_with(scene, tmp_path / f"{number}", failing_at(number, error), error)
         problems += tally("failed calls", [f"{calls[number]} fails: {problem}" for problem in found])

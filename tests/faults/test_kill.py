@@ -1,7 +1,10 @@
 """An encode that is killed at any moment and run again ends with the bytes of one that was not; so do two at once."""
 
+import itertools
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Encode, checkpoint_options, copy_old, done, kcache, refused, tree
+from commands import Encode, checkpoint_options, copy_old, done, kcache, make_old, refused, tree
+from folders import Train
 from support import ids
+from tally import Tally
 
-from kcache.shards import Cache, durable
+from kcache.shards import Cache, ColumnReader, durable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to be killed cheaply")
 
@@ -23,6 +28,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "many": {"format": "tar", "kills": 8},
     "again": {"format": "h5"},
     "race": {"format": "tar", "processes": 2, "rounds": 2},
+    "columns": {"format": "h5", "processes": 2, "rounds": 2, "columns": [["text", "image"], ["latents-32"]]},
+    "reading": {"format": "tar"},
 }
 
 
@@ -35,7 +42,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_prior:
         "pretrained_prior_model_name_or_path": str(tiny_prior),
         "pretrained_decoder_model_name_or_path": str(tiny_decoder),
     }
-    jobs = {kind: {**job, "options": {**options, "format": job["format"]}} for kind, job in JOBS.items()}
+    changed = {"changed": str(change(copy_old(pictures, folder / "changed")))}
+    jobs = {kind: {**job, **changed, "options": {**options, "format": job["format"]}} for kind, job in JOBS.items()}
     (folder / "jobs.json").write_text(json.dumps(jobs))
     program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("killed.py")), str(folder / "jobs.json")]
     ran = subprocess.run(program, capture_output=True, text=True, timeout=600)
@@ -44,6 +52,17 @@ def killed(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_prior:
     for kind, answer in answers.items():
         assert set(answer["codes"]) == {0}, f"{kind}: {ran.stderr}"
     return folder, answers
+
+
+def change(dataset: Path) -> Path:
+    """Replace a picture, caption another anew, and remove a third."""
+    shutil.copy(dataset / "grey.png", dataset / "flat.png")
+    make_old(dataset / "flat.png")
+    (dataset / "turned.jpg").unlink()
+    metadata = dataset / "metadata.jsonl"
+    lines = [line for line in metadata.read_text("utf-8").splitlines(keepends=True) if "turned.jpg" not in line]
+    metadata.write_text("".join(lines).replace("red apple", "a green apple"), "utf-8")
+    return dataset
 
 
 def stored(cache: Path) -> dict[str, bytes]:
@@ -80,12 +99,45 @@ def test_processes_that_encode_into_one_cache_at_once_end_as_one_would(killed: K
         assert stored(folder / f"raced-{number}") == stored(folder / "undisturbed"), number
 
 
+def test_processes_that_encode_other_columns_of_one_cache_at_once_end_as_one_would(killed: Killed) -> None:
+    folder = killed[0] / "columns"
+    for number in range(JOBS["columns"]["rounds"]):
+        assert stored(folder / f"raced-{number}") == stored(folder / "undisturbed"), number
+
+
+def test_a_process_that_reads_while_another_encodes_reads_the_same_bytes_to_the_end(killed: Killed) -> None:
+    told = killed[1]["reading"]
+    assert told["changed"]
+    assert told["passes"] >= 2
+    assert len(told["digests"]) == 1
+
+
+def test_a_training_ends_with_the_same_weights_while_its_cache_is_changed_and_pruned(
+    train: Train, encode: Encode, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, changed = tmp_path / "cache", change(copy_old(pictures, tmp_path / "pictures"))
+    done(encode(pictures, cache))
+    options = ["--max-train-steps=6", "--train-batch-size=2", "--output-dir"]
+    done(train("prior", cache, *options, tmp_path / "undisturbed"))
+    read, reads = ColumnReader.read_into, itertools.count()
+
+    def read_into(self: ColumnReader, position: int, field: str, out: memoryview) -> None:
+        if next(reads) == 10:
+            done(encode(changed, cache, "--prune"))
+        read(self, position, field, out)
+
+    monkeypatch.setattr(ColumnReader, "read_into", read_into)
+    done(train("prior", cache, *options, tmp_path / "meanwhile"))
+    assert next(reads) > 30
+    assert Cache(cache).commits("image")[0] == 2
+    assert tree(tmp_path / "meanwhile" / "prior") == tree(tmp_path / "undisturbed" / "prior")
+
+
 def test_the_real_command_killed_at_three_moments_ends_byte_identical(
     encode: Encode, pictures: Path, tiny_prior: Path, tiny_decoder: Path, tmp_path: Path
 ) -> None:
     dataset, cache = copy_old(pictures, tmp_path / "pictures"), tmp_path / "cache"
-    options = [*checkpoint_options(tiny_prior, tiny_decoder), "--resolution=32", "--shard-size=4", "--batch-size=3"]
-    line = [sys.executable, "-m", "kcache", "encode", str(dataset), str(cache), *options, "--device=cpu"]
+    line = command(dataset, cache, tiny_prior, tiny_decoder)
     for sign in ("kcache.json", "commits/samples/000000*", "commits/latents-32/000001*"):
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         kill_when(process, lambda sign=sign: any(cache.glob(sign)))
@@ -95,11 +147,39 @@ def test_the_real_command_killed_at_three_moments_ends_byte_identical(
     assert stored(cache) == stored(tmp_path / "undisturbed")
 
 
-def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
-    """Kill -9 as soon as ``seen``; the process must not have come to its end before."""
+@pytest.mark.torture
+def test_the_real_command_killed_at_random_moments_ends_byte_identical(
+    encode: Encode, pictures: Path, tiny_prior: Path, tiny_decoder: Path, tmp_path: Path, tally: Tally
+) -> None:
+    dataset = copy_old(pictures, tmp_path / "pictures")
+    done(encode(dataset, tmp_path / "undisturbed"))
+    rng, kills = random.Random(0), 0
+    for number in itertools.count():
+        cache = tmp_path / f"cache-{number}"
+        line = command(dataset, cache, tiny_prior, tiny_decoder)
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        kill_when(process, lambda cache=cache: (cache / "kcache.json").exists(), rng.random())
+        done(encode(dataset, cache))
+        assert stored(cache) == stored(tmp_path / "undisturbed"), number
+        if process.returncode == -signal.SIGKILL:  # and had not come to its end before
+            tally("kills of the command", [])
+            kills += 1
+        if kills == 10:
+            return
+
+
+def command(dataset: Path, cache: Path, prior: Path, decoder: Path) -> list[str]:
+    """An encode as it is typed."""
+    options = [*checkpoint_options(prior, decoder), "--resolution=32", "--shard-size=4", "--batch-size=3"]
+    return [sys.executable, "-m", "kcache", "encode", str(dataset), str(cache), *options, "--device=cpu"]
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool], seconds: float = 0.0) -> None:
+    """Kill -9 so many ``seconds`` after something is ``seen``; the process must not have failed before."""
     deadline = time.monotonic() + 120
     while not seen() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
+    time.sleep(seconds)
     process.kill()
     _, said = process.communicate(timeout=60)
     assert "Error" not in said, said
