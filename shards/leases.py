@@ -13,6 +13,8 @@ from pathlib import Path
 
 from . import durable, layout
 from .errors import CacheError
+from .files import read_plain
+from .records import MAX_BYTES
 
 Pins = dict[str, list[list[int]]]
 """``[shard, generation]`` of every commit that is read, by the stem of its column."""
@@ -56,9 +58,9 @@ class Lease:
     def pins(self) -> Pins | None:
         """What its reader reads; None: anything, for it is only about to say."""
         try:
-            pins = json.loads(self.path.read_bytes())
+            pins = json.loads(read_plain(self.path, MAX_BYTES))
             return {str(stem): [[int(shard), int(g)] for shard, g in commits] for stem, commits in pins.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (CacheError, OSError, ValueError, TypeError, AttributeError):
             return None
 
     def narrow(self, pins: Pins) -> None:
