@@ -62,7 +62,7 @@ class Sweep:
         assert not [part for part in self.right.values() if isinstance(part, KcacheError)]
         assert not verify(cache, deep=True).faults
         self.current = current_files(cache)
-        self.index = {p: p.read_bytes() for p in (self.root / "index").iterdir()}
+        self.index = {p: p.read_bytes() for p in (self.root / "index").iterdir() if p.is_file()}
         self.tried: Counter[str] = Counter()
         self.missed: list[str] = []
         self.silent: list[str] = []
