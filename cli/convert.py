@@ -18,9 +18,6 @@ from kcache.cli.sizes import count
     type=WholeNumber(min=1),
     help="Samples in a shard; every shard but the last is then full.  [default: as CACHE has]",
 )
-@click.option(
-    "--compact", is_flag=True, default=None, help="Leave behind what --prune took out: the places of its rows."
-)
 def convert(**options: Any) -> None:
     """Write CACHE anew as TO, in files of another kind or size: every value, key and fingerprint is the same.
 
@@ -30,7 +27,6 @@ def convert(**options: Any) -> None:
     \b
       kcache convert cache cache-h5 --format h5
       kcache convert cache larger --shard-size 1024
-      kcache convert cache smaller --compact
     """
     from kcache.copies import ConvertConfig
     from kcache.copies import convert as convert_cache

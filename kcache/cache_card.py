@@ -180,4 +180,4 @@ def _cells(column: ColumnSummary) -> Iterator[str]:
     yield f"{column.bytes / 1e6:,.1f} MB"
     yield "<br>".join(f"{name}: {kind}" for name, kind in column.fields.items())
     source = public_name(str(column.notes["from"])) if column.notes.get("from") else "an unknown checkpoint"
-    yield f"{column.encoder.get('class', 'unknown')} of {source}, in {column.encode_dtype}"
+    yield _plain(f"{column.encoder.get('class', 'unknown')} of {source}, in {column.encode_dtype}")

@@ -26,7 +26,6 @@ class ConvertConfig:
     to: str
     format: str | None = None
     shard_size: int | None = None
-    compact: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,13 @@ class CopyReport:
 def convert(config: ConvertConfig) -> CopyReport:
     """Write the rows of a cache into another, in other files. KcacheError when the other holds something else.
 
-    Shards stay as they are cut, so that an unfinished cache may be converted too, unless another size is asked for, or
-    ``compact``: that leaves the rows behind that were removed, and the rest moves up.
+    Shards stay as they are cut, so that an unfinished cache may be converted too, unless another size is asked for.
     """
     source = Cache(config.cache)
-    shard_size = config.shard_size or source.shard_size
-    if config.compact or shard_size != source.shard_size:
+    shards, shard_size = own_shards(source), config.shard_size or source.shard_size
+    if shard_size != source.shard_size:
         require_finished(source)
-        shards = recut(remaining_shards(source) if config.compact else own_shards(source), shard_size)
-    else:
-        shards = own_shards(source)
+        shards = recut(shards, shard_size)
     target = _target(config.to, [source], shard_size, config.format)
     return _copy(Sources.one(source), target, shards)
 

@@ -10,6 +10,7 @@ from .cache import Cache
 from .columns import differences
 from .commits import Commit
 from .index import Entries
+from .leases import reading
 from .records import Record
 from .rewrite import read_rows
 from .snapshot import load_entries
@@ -73,6 +74,11 @@ def diff(
     Rows that were removed count as absent. ``progress`` is told the rows of every shard of the first, for each column.
     DamageError where what is compared is not as it was committed.
     """
+    with reading(first.root), reading(second.root):
+        return _diff(first, second, deep, progress)
+
+
+def _diff(first: Cache, second: Cache, deep: bool, progress: Callable[[int], object]) -> Difference:
     found = Difference(str(first.root), str(second.root))
     names = first.column_names(), second.column_names()
     found.columns_only_in_first = [name for name in names[0] if name not in names[1]]

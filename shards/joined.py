@@ -11,6 +11,7 @@ from pathlib import Path
 from . import durable, layout
 from .cache import Cache
 from .errors import CacheError
+from .leases import reading
 from .reader import ColumnReader, read_null
 from .records import Record, digest, dump_record, load_record
 from .snapshot import Snapshot
@@ -49,6 +50,13 @@ def export_joined(
     bytes. Killed and called again it goes on with the tars that are missing. CacheError when the cache is not finished,
     or the folder holds something else.
     """
+    with reading(cache.root):
+        return _export(cache, to, columns, shard_size, progress)
+
+
+def _export(
+    cache: Cache, to: Path, columns: Sequence[str], shard_size: int | None, progress: Callable[[int], object]
+) -> Joined:
     names, size = list(columns) or cache.column_names(), shard_size or cache.shard_size
     if not names:
         raise CacheError(f"{cache.root} has no columns yet; finish it with 'kcache encode DATASET {cache.root}'")

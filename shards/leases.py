@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import durable, layout
-from .errors import CacheError, DamageError
+from .errors import CacheError
 from .files import read_plain
 from .records import MAX_BYTES
 
@@ -60,7 +60,7 @@ class Lease:
         try:
             pins = json.loads(read_plain(self.path, MAX_BYTES))
             return {str(stem): [[int(shard), int(g)] for shard, g in commits] for stem, commits in pins.items()}
-        except (DamageError, OSError, ValueError, TypeError, AttributeError, RecursionError):
+        except (CacheError, OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def narrow(self, pins: Pins) -> None:

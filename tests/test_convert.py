@@ -172,17 +172,6 @@ def test_an_encode_goes_on_with_the_copy_as_with_the_cache(
     assert done(kcache("info", other)).stdout.splitlines()[1:2] == done(kcache("info", cache)).stdout.splitlines()[1:2]
 
 
-def test_rows_that_were_removed_are_left_behind_where_that_is_asked_for(
-    lived: tuple[Path, Path], tmp_path: Path
-) -> None:
-    cache, other = lived[1], tmp_path / "other"
-    done(kcache("convert", cache, other, "--compact"))
-    assert done(kcache("diff", cache, other, "--exit-code")).stdout.startswith("No difference in ")
-    assert "taken out by --prune" in done(kcache("info", cache)).stdout
-    assert "taken out by --prune" not in done(kcache("info", other)).stdout
-    assert len(ids(Cache(other))) == len(ids(Cache(cache))) - 1
-
-
 def test_rows_that_lag_behind_their_samples_lag_behind_in_the_copy(
     encode: Encode, pictures: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -329,6 +329,24 @@ def test_other_encoders_than_those_of_a_lost_record_are_refused(start: tuple[Pat
     assert tree(root, without=("index",)) == before
 
 
+@pytest.mark.torture
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_whatever_file_is_damaged_is_brought_back(
+    start: tuple[Path, Path], repaired: Repaired, encode: Encode, tmp_path: Path, damage: str
+) -> None:
+    dataset, root = start
+    shutil.copytree(root, tmp_path / "whole")
+    for file in sorted(sound(root)):
+        if file == layout.ROOT_RECORD:
+            continue  # nothing else says how a cache is laid out
+        harm(root / file, damage)
+        if file.startswith("commits/") and not file.startswith("commits/samples") and damage == "gone":
+            done(encode(dataset, root))  # work that is to be done again, and no damage
+        repaired()
+        shutil.rmtree(root)
+        shutil.copytree(tmp_path / "whole", root)
+
+
 @pytest.mark.parametrize("options", [["--dataset", "x"], ["--repair", "--batch-size=2"], ["--device=cpu"]])
 def test_options_of_the_repair_have_no_effect_without_it(start: tuple[Path, Path], options: list[str]) -> None:
     assert "has no effect without --repair" in refused(kcache("verify", start[1], *options), 2)

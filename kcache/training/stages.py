@@ -8,6 +8,12 @@ from typing import Any, Protocol
 import torch
 
 from kcache.checkpoints import Checkpoint
+from kcache.fitting import (
+    require_decoder_dimensions,
+    require_latents_shape,
+    require_prior_dimensions,
+    require_same_encoder,
+)
 from kcache.shards import Cache, Column, KcacheError
 
 from .columns import decoder_columns, prior_columns, require_same_columns
@@ -98,7 +104,7 @@ def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
     def shapes(samples: Samples) -> Shapes:
         found = read_shapes(samples, [name for name, _ in views], check_crc=config.check_crc)
         for one in found.distinct:
-            _require_shape(caches[0], checkpoint, of_pictures[0], one, shape)
+            require_latents_shape(caches[0], checkpoint, of_pictures[0], one, shape)
         return found
 
     def source(samples: Samples, seed: int, *, training: bool = True) -> Source:
@@ -123,19 +129,10 @@ def _require_prior_fits(
     text: Column,
     images: Sequence[Column],
 ) -> None:
-    _require(cache, checkpoint, text, "hidden_states", "embedding_dim", shape["embedding_dim"])
-    # Dimensions that a configuration leaves out are the embedding's own (PriorTransformer.__init__).
-    _require(cache, checkpoint, text, "text_embeds", "embedding_proj_dim", _or(shape, "embedding_proj_dim"))
-    for image in images:
-        _require(cache, checkpoint, image, "image_embeds", "clip_embed_dim", _or(shape, "clip_embed_dim"))
-    if text.preprocessing["max_length"] > shape["num_embeddings"]:
-        raise KcacheError(
-            f"the captions in {cache.root} have up to {text.preprocessing['max_length']} tokens and prior"
-            f" {checkpoint.name_or_path} takes {shape['num_embeddings']}; encode with that prior's tokenizer"
-        )
+    require_prior_dimensions(cache, checkpoint, shape, text, images)
     if not config.ignore_encoder_mismatch:
-        _require_encoder(cache, checkpoint, text, "text_encoder")
-        _require_encoder(cache, checkpoint, images[0], "image_encoder")  # the other views are by the same
+        require_same_encoder(cache, checkpoint, text, "text_encoder")
+        require_same_encoder(cache, checkpoint, images[0], "image_encoder")  # the other views are by the same
 
 
 def _require_decoder_fits(
@@ -146,13 +143,9 @@ def _require_decoder_fits(
     latents: Sequence[Column],
     images: Sequence[Column],
 ) -> None:
-    for column in latents:
-        if not config.buckets:  # their shapes are in the rows, and are looked at when those are known
-            _require_shape(cache, checkpoint, column, column.fields[0].shape, shape)
-    for column in images:
-        _require(cache, checkpoint, column, "image_embeds", "encoder_hid_dim", shape["encoder_hid_dim"])
+    require_decoder_dimensions(cache, checkpoint, shape, latents, images)
     if not config.ignore_encoder_mismatch:
-        _require_encoder(cache, checkpoint, latents[0], "movq")  # the other views are by the same
+        require_same_encoder(cache, checkpoint, latents[0], "movq")  # the other views are by the same
 
 
 def make_stage(config: PriorConfig | DecoderConfig, *caches: Cache) -> Stage:
@@ -165,60 +158,3 @@ def start_of(config: TrainConfig) -> Checkpoint:
     is_prior = isinstance(config, PriorConfig)
     name = config.pretrained_prior_model_name_or_path if is_prior else config.pretrained_decoder_model_name_or_path
     return Checkpoint(name, config.revision, config.variant, config.cache_dir)
-
-
-def _or(shape: dict[str, Any], key: str) -> int:
-    return int(shape.get(key) or shape["embedding_dim"])
-
-
-def _require(cache: Cache, checkpoint: Checkpoint, column: Column, field: str, parameter: str, wanted: int) -> None:
-    """The first fixed dimension of a field must be what the model takes."""
-    (spec,) = (f for f in column.fields if f.name == field)
-    have = next(n for n in spec.shape if n is not None)
-    if have != wanted:
-        raise _other_dimension(cache, checkpoint, f"column '{column.name}'", f"{field} of {have}", parameter, wanted)
-
-
-def _require_shape(
-    cache: Cache, checkpoint: Checkpoint, column: Column, latents: Sequence[int | None], unet: dict[str, Any]
-) -> None:
-    """Latents (C, H, W) must have the UNet's channels, and sides that it can halve as often as it does."""
-    channels, height, width = (int(n or 0) for n in latents)
-    where, halvings = f"column '{column.name}'", len(unet["block_out_channels"]) - 1
-    if channels != unet["in_channels"]:
-        raise _other_dimension(cache, checkpoint, where, f"latents of {channels}", "in_channels", unet["in_channels"])
-    if height % 2**halvings or width % 2**halvings:
-        is_bucket = column.fields[0].is_ragged
-        raise KcacheError(
-            f"{where} of {cache.root} has {'a bucket with ' if is_bucket else ''}latents of {height}x{width} and the"
-            f" UNet of {checkpoint.name_or_path} halves them {halvings} times; encode"
-            f" {'with a larger --bucket-step' if is_bucket else 'at another --resolution'}"
-        )
-
-
-def _other_dimension(
-    cache: Cache, checkpoint: Checkpoint, where: str, have: str, parameter: str, wanted: int
-) -> KcacheError:
-    return KcacheError(
-        f"{where} of {cache.root} has {have} and {checkpoint.name_or_path} takes {wanted} ({parameter}); encode with"
-        " the encoders that belong to that checkpoint"
-    )
-
-
-def _require_encoder(cache: Cache, checkpoint: Checkpoint, column: Column, subfolder: str) -> None:
-    """Refuse a column made by another encoder than the checkpoint's own, where it holds one; else nothing is known."""
-    from pathlib import Path
-
-    from kcache.fingerprints import weights_sha256
-
-    folder = Path(checkpoint.base().name_or_path) / subfolder
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    groups: dict[str, list[Path]] = {}
-    for file in files:  # Each variant is a set of weights of its own; the column may have been made with any.
-        groups.setdefault(file.name.split(".")[1].split("-")[0], []).append(file)
-    if groups and column.encoder["weights"] not in {weights_sha256(group) for group in groups.values()}:
-        raise KcacheError(
-            f"column '{column.name}' of {cache.root} was encoded with another {subfolder} (from"
-            f" {column.notes.get('from')}) than that of {checkpoint.name_or_path}; encode with that checkpoint,"
-            " or, if you know that they agree, add --ignore-encoder-mismatch"
-        )
