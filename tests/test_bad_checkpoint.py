@@ -60,8 +60,8 @@ def test_a_cache_of_another_format_version_is_refused_with_both_numbers(
     }
     said = refused(runs.get(command, lambda: kcache(command, cache))())
     assert said == (
-        f"{cache} has cache format 7 and this kcache reads format 1; a newer kcache made it: install that, or encode into"
-        " another folder"
+        f"{cache} has cache format 7 and this kcache reads format 1;"
+        " a newer kcache made it: install that, or encode into another folder"
     )
     assert tree(cache) == before
 
