@@ -81,7 +81,8 @@ def _explained(error: OSError, root: Path) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {root} is full; what was committed is safe: free some space and run the same command again"
     in_cache = str(error.filename or root).startswith((str(root), str(root.absolute())))
-    if error.errno == errno.EIO and in_cache:
+    above = root.absolute().is_relative_to(error.filename or root.absolute())  # where the cache's own name is flushed
+    if error.errno == errno.EIO and (in_cache or above):
         return (
             f"the disk of {root} failed ({error.strerror}); what was committed is safe: see to the disk, run the same"
             f" command again, and then 'kcache verify {root} --deep'"

@@ -149,3 +149,13 @@ def test_a_name_for_which_fsync_failed_is_taken_back(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="Input/output error"):
                 write()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_to_flush_the_name_of_the_cache_itself_is_a_sentence_too(scenes: Scenes, tmp_path: Path) -> None:
+    scene = scenes("tar")["replaced"]
+
+    def act(number: int, call: Call) -> None:
+        if (call.kind, call.path) == ("fsync folder", ""):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert problems_with(scene, tmp_path / "disk", act, errno.EIO) == []
