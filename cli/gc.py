@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def gc(cache: str, compact: str | None, dry_run: bool, yes: bool, min_age: float) -> int:
     """Remove the files of CACHE that no current commit names: what edits, replaced columns and kills left behind.
 
-    It shows them with their sizes and asks. What a running training reads is left where it is, and so is any file that
-    kcache did not make. It is refused while the cache is being written to, and where the cache is damaged, since older
+    It shows them with their sizes and asks. What a running training reads is left where it is, and so is any file of
+    somebody else's. It is refused while the cache is being written to, and where the cache is damaged, since older
     files may be all that is left then. A run whose checkpoint was trained on older rows can be resumed as before, with
     --accept-new-snapshot.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from killed import start, wait
+from faults.killed import start, wait
 from tqdm import tqdm
 
 from kcache.training.config import DecoderConfig, PriorConfig

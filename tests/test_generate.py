@@ -215,7 +215,7 @@ def documented() -> Iterator[tuple[str, list[str]]]:
 
 def command_lines(text: str) -> Iterator[list[str]]:
     """The words after ``kcache`` of each line that runs it, without what a shell or a reader takes from it."""
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in re.sub(r" *\\\n *", " ", text).splitlines():
         match = re.match(r"(?:\$ )?(?:.*-m )?kcache (.*)", line.strip())
         if match:
             yield shlex.split(re.split(r" {3,}| \| ", match[1])[0], comments=True)

@@ -86,11 +86,13 @@ def _find_resumed(config: PriorConfig | DecoderConfig, output_dir: Path) -> Path
             return found
     results = (output_dir / name for name in ("prior", "unet", LORA_FILE, BEST))
     old = [path.name for path in (*checkpointing.checkpoints(output_dir), *results) if path.exists()]
+    if old == [BEST] and config.resume_from_checkpoint:
+        old = []  # a run that ended between its first validation and its first checkpoint is begun anew, as is its best
     if old and config.resume_from_checkpoint:
-        stage, result = "prior" if isinstance(config, PriorConfig) else "decoder", output_dir
+        stage = "prior" if isinstance(config, PriorConfig) else "decoder"
         raise KcacheError(
             f"{output_dir} holds a result ({old[0]}) and no checkpoint to go on from; start from it in another folder"
-            f" with --pretrained-{stage}-model-name-or-path {result / BEST if old == [BEST] else result}"
+            f" with --pretrained-{stage}-model-name-or-path {output_dir}"
         )
     has_curves = any("loss" in line for line in read_lines(output_dir / METRICS))
     if has_curves and not old and not config.resume_from_checkpoint:
