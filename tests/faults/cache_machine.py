@@ -255,12 +255,14 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.exists)
     @rule(deep=st.booleans())
     def verify(self, deep: bool) -> None:
+        """Damage is noticed; but of a commit that is not there nobody can tell whether it ever was (docs/format.md)."""
         try:
             faults = verify(Cache(self.cache), deep=deep or self.damaged is not None).faults
         except CacheError:
             assert self.damaged
         else:
-            assert bool(faults) == (self.damaged is not None), faults or self.damaged
+            is_unseen = self.damaged and self.damaged.startswith("commits/") and not (self.cache / self.damaged).exists()
+            assert bool(faults) == (self.damaged is not None) or is_unseen, faults or self.damaged
 
     # -- what always holds
 

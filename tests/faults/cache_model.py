@@ -129,7 +129,7 @@ class CacheModel:
         return said, CacheModel(self.shard_size, shards, names)
 
     def _renamed(self, samples: Mapping[str, Found], said: Said) -> dict[int, dict[int, str]]:
-        """Places whose sample is not there any more and whose picture has a name that nobody knows: by shard and row."""
+        """Where a sample is gone whose picture has a name that nobody knows: that name, by shard and row."""
         lost, known = defaultdict[str, deque[tuple[int, int]]](deque), {*self.places}
         moved = defaultdict[int, dict[int, str]](dict)
         for n, shard in enumerate(self.shards):
