@@ -5,7 +5,7 @@ import re
 import click
 
 _ACTS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys instead of showing it: control characters, ends of lines, directions of text; surrogates too."""
+"""What a terminal obeys, and does not show: control characters, ends of lines, directions of text; and surrogates."""
 
 
 def say(*lines: str, err: bool = False) -> None:

@@ -1,10 +1,13 @@
 """The hot path: fields of chosen rows, read from known offsets straight into the caller's buffers."""
 
+import contextlib
 import io
 import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +15,10 @@ import numpy.typing as npt
 from .cache import Cache
 from .columns import Column, Field
 from .errors import CacheError, DamageError
-from .files import open_plain, read_committed
+from .files import open_plain
 from .index import check_entries, load_index, present
 from .snapshot import ShardFile, Snapshot
+from .storage import Storage
 
 MAX_OPEN_FILES = 64
 """Shard files that one reader keeps open unless it is told otherwise; the one unused longest is closed first."""
@@ -101,37 +105,62 @@ class ColumnReader:
         return descriptor
 
     def _open_file(self, file: ShardFile) -> int:
-        path = self._snapshot.cache.root / file.file
-        descriptor = open_plain(path)
+        path, storage = self._snapshot.cache.root / file.file, self._snapshot.cache.storage
+        if storage.is_local:
+            descriptor = open_plain(path)
+        else:
+            self._close_evicted()
+            descriptor = _brought(storage, path, {"file": file.file, "bytes": file.bytes, "sha256": file.sha256})
         size = os.fstat(descriptor).st_size
         if size != file.bytes:
             os.close(descriptor)
             raise DamageError(
                 f"{path} has {size:,} bytes, its commit says {file.bytes:,};"
-                f" run 'kcache verify {self._snapshot.cache.root}'"
+                f" run 'kcache verify {self._snapshot.cache.name}'"
             )
         return descriptor
 
+    def _close_evicted(self) -> None:
+        """Close files that made way for others in a local cache: their room is free only then."""
+        for shard in [shard for shard, opened in self._open.items() if not os.fstat(opened).st_nlink]:
+            os.close(self._open.pop(shard))
+
     def _damage(self, position: int, field: str, what: str) -> DamageError:
         shard, row = (int(n) for n in self._snapshot.rows[position])
-        root = self._snapshot.cache.root
+        cache = self._snapshot.cache
         sample = self._snapshot.cache.ids(shard)[row]
         return DamageError(
-            f"{root / self._files[shard].file}: field '{field}' of sample '{sample}': {what};"
-            f" run 'kcache verify {root} --deep'"
+            f"{cache.root / self._files[shard].file}: field '{field}' of sample '{sample}': {what};"
+            f" run 'kcache verify {cache.name} --deep'"
         )
+
+
+def _brought(storage: Storage, path: Path, reference: Mapping[str, Any]) -> int:
+    """A descriptor of a shard file, fetched again where it made way for others before it was opened."""
+    for _ in range(_PATIENCE):
+        storage.bring([reference])
+        if path.exists():
+            with contextlib.suppress(DamageError):
+                return open_plain(path)
+    raise CacheError(
+        f"{path} was pushed out {_PATIENCE} times before it could be read: other processes need the local cache too;"
+        " give a larger --local-cache-size"
+    )
+
+
+_PATIENCE = 100
 
 
 def read_null(cache: Cache, column: Column) -> Mapping[str, npt.NDArray[np.generic]]:
     """The null features of a column by field, checked against its record. CacheError when it has none."""
     if column.null is None:
-        raise CacheError(f"column '{column.name}' of {cache.root} has no null features")
-    data = read_committed(cache.root, column.null)
+        raise CacheError(f"column '{column.name}' of {cache.name} has no null features")
+    data = cache.read_committed(column.null)
     name = str(column.null["index"]["file"])
-    entries = load_index(read_committed(cache.root, column.null["index"]), name)
+    entries = load_index(cache.read_committed(column.null["index"]), name)
     check_entries(entries, column.fields, len(data), name)
     if present(entries).tolist() != [True]:
-        raise DamageError(f"{cache.root / name} is not of one row; run 'kcache verify {cache.root}'")
+        raise DamageError(f"{cache.root / name} is not of one row; run 'kcache verify {cache.name}'")
     arrays = {}
     for field, entry in zip(column.fields, entries[0], strict=True):
         start, nbytes = int(entry["offset"]), int(entry["nbytes"])

@@ -261,7 +261,8 @@ class CacheMachine(RuleBasedStateMachine):
         except CacheError:
             assert self.damaged
         else:
-            is_unseen = self.damaged and self.damaged.startswith("commits/") and not (self.cache / self.damaged).exists()
+            path = self.damaged or ""
+            is_unseen = path.startswith("commits/") and not (self.cache / path).exists()
             assert bool(faults) == (self.damaged is not None) or is_unseen, faults or self.damaged
 
     # -- what always holds
