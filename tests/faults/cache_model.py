@@ -115,9 +115,7 @@ class CacheModel:
         said = Said({name: Counter() for name in columns}, dict.fromkeys(columns, 0))
         moved = self._renamed(samples, said)
         shards = [
-            self._encode_shard(
-                shard, samples, columns, prune, said, {row: new for (n, row), new in moved.items() if n == i}
-            )
+            self._encode_shard(shard, samples, columns, prune, said, moved.get(i, {}))
             for i, shard in enumerate(self.shards)
         ]
         known = {*self.places, *said.renamed}
