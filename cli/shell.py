@@ -123,9 +123,7 @@ def about_copies(sentence: str) -> str:
     from kcache.shards.mirror import folders
 
     of = [name for folder, name in folders().items() if folder in sentence]
-    return (
-        f"; that is a copy of {of[0]}: if only the copy is at fault, remove it and run this again" if of else ""
-    )
+    return f"; that is a copy of {of[0]}: if only the copy is at fault, remove it and run this again" if of else ""
 
 
 def describe(error: Exception) -> tuple[str, int, bool]:
