@@ -46,7 +46,7 @@ def export(source: str, to: str | None, **options: Any) -> None:
       kcache export cache tars --format webdataset
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    if Path(source, "kcache.json").is_file():
+    if Path(source, "kcache.json").is_file() or "://" in source:
         _export_cache(source, to, given)
     else:
         _export_result(source, to, given)

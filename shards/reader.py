@@ -109,8 +109,8 @@ class ColumnReader:
         if storage.is_local:
             descriptor = open_plain(path)
         else:
-            self._close_evicted()
             descriptor = _brought(storage, path, {"file": file.file, "bytes": file.bytes, "sha256": file.sha256})
+            self._close_evicted()
         size = os.fstat(descriptor).st_size
         if size != file.bytes:
             os.close(descriptor)

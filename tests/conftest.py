@@ -17,6 +17,7 @@ from tally import Tally
 if TYPE_CHECKING:
     from commands import Encode
     from folders import Train
+    from store import Store
 
     from kcache.shards import Cache
 
@@ -178,3 +179,25 @@ def nothing_trained(tmp_path: Path) -> Iterator[None]:
     """After the test, no result lies in the output folder."""
     yield
     assert not list(tmp_path.glob("out/prior")) + list(tmp_path.glob("out/unet"))
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[Store]":
+    """An S3 service with an empty bucket, found by the environment; local copies lie in a folder of this test."""
+    from moto.s3.models import s3_backends
+    from store import BUCKET, running_store
+
+    s3_backends.reset()  # what a test before left in this process
+
+    with running_store() as running:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": running.endpoint,
+            "KCACHE_LOCAL_CACHE": str(tmp_path / "local"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        running.client.create_bucket(Bucket=BUCKET)
+        running.asked.clear()
+        yield running
