@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from tally import Tally
 
 if TYPE_CHECKING:
     from commands import Encode
@@ -23,6 +24,37 @@ if TYPE_CHECKING:
 # The same examples every time: a test that fails once fails again.
 settings.register_profile("kcache", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("kcache")
+
+
+_TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TALLY] = Tally()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that `pytest -n` started hands its counts to the one that tells."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["tally"] = session.config.stash[_TALLY].to_record()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_TALLY].add_record(getattr(node, "workeroutput", {}).get("tally", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash[_TALLY].table():
+        terminalreporter.section("faults")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """The counts that the table at the end of a run shows."""
+    return request.config.stash[_TALLY]
 
 
 @pytest.fixture(autouse=True, scope="session")

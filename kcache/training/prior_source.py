@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kcache.shards import read_null
+from kcache.shards import CacheError, read_null
 
 from .draws import CAPTION, DROPOUT, Draws
 from .samples import Positions, Samples
@@ -48,16 +48,40 @@ class PriorSource:
         """
         self._text, *self._images = samples.open([text, *images], check_crc=reading.check_crc)
         self._samples, self._reading, self._draws = samples, reading, Draws(reading.seed)
-        self._full, self._trim = num_embeddings, trim
+        self._name, self._full, self._trim = text, num_embeddings, trim
         self._embed, self._hidden = self._text.field("text_embeds"), self._text.field("hidden_states")
         self._captions = self._text.nbytes("lengths") // 4
         self._tokens = self._text.nbytes("hidden_states") // self._hidden.row_bytes
+        self._require_whole_captions()
         self._ends = np.cumsum(self._captions, dtype=np.int64) if all_captions else None
         if reading.dropout:
             cache = samples.snapshots[0].cache
             null = read_null(cache, cache.column(text))
             self._null_embed, self._null_hidden = (null[name].tobytes() for name in ("text_embeds", "hidden_states"))
             self._null_tokens = len(null["hidden_states"])
+
+    def _require_whole_captions(self) -> None:
+        """CacheError for a sample whose fields have other numbers of captions, or tokens that no captions have.
+
+        kcache writes none such, but a cache may be a stranger's, and its captions would be taken for one another.
+        """
+        embeds = self._text.nbytes("text_embeds") // self._embed.row_bytes
+        most = self._captions * np.int64(self._full)
+        wrong = (
+            (self._captions == 0) | (embeds != self._captions) | (self._tokens < self._captions) | (self._tokens > most)
+        )
+        if wrong.any():
+            sample = int(np.flatnonzero(wrong)[0])
+            counts = f"{self._captions[sample]:,} in 'lengths', {embeds[sample]:,} in 'text_embeds'"
+            raise self._unfit(sample, f"{counts}, of {self._tokens[sample]:,} tokens in 'hidden_states'")
+
+    def _unfit(self, sample: int, captions: str) -> CacheError:
+        cache = self._samples.snapshots[self._samples.place(sample)[0]].cache
+        return CacheError(
+            f"column '{self._name}' of {cache.name} does not say where the captions of '{self._samples.id(sample)}'"
+            f" begin ({captions}; each has 1 to {self._full}), so kcache did not write it: encode it again with"
+            f" 'kcache encode DATASET {cache.name} --replace-column {self._name}'"
+        )
 
     @property
     def groups(self) -> Sequence[Positions]:
@@ -139,7 +163,9 @@ class PriorSource:
             caption = self._draws.integer(step, slot, CAPTION, count)
         else:
             caption = position - int(self._ends[sample]) + count
-        lengths: npt.NDArray[np.generic] = self._text.read(sample, "lengths")
+        lengths: npt.NDArray[np.int64] = self._text.read(sample, "lengths").astype(np.int64)
+        if lengths.sum() != self._tokens[sample] or lengths.min() < 1 or lengths.max() > self._full:
+            raise self._unfit(sample, f"lengths {lengths.tolist()} of {self._tokens[sample]:,} tokens")
         ends = np.cumsum([0, *lengths.tolist()])
         return _Span(caption, int(ends[caption]), int(ends[caption + 1]))
 
