@@ -58,14 +58,14 @@ def test_a_column_is_read_back_as_it_was_written(cache: Cache) -> None:
         cache.column("depth")
 
 
-def test_a_reader_fills_the_buffer_it_is_given(cache: Cache) -> None:
-    reader = ColumnReader(Snapshot(cache, ["image"]), "image")
-    out = np.full(5, 7, np.float32)
-    reader.read_into(6, "image_embeds", out[1:4].view(np.uint8).data)
-    assert out.tolist() == [7, *row("image", 6)["image_embeds"].tolist(), 7]
-    with pytest.raises(DamageError, match="'sample 6'"):
-        reader.read_into(6, "image_embeds", out.view(np.uint8).data)
-    reader.close()
+def test_a_reader_fills_the_buffers_it_is_given(cache: Cache) -> None:
+    rows = ColumnReader(Snapshot(cache, ["image"]), "image").rows([6, 1, 9])
+    out = np.full((3, 5), 7, np.float32)
+    rows.read_into("image_embeds", [one[1:4].view(np.uint8).data for one in out])
+    assert out.tolist() == [[7, *row("image", n)["image_embeds"].tolist(), 7] for n in (6, 1, 9)]
+    assert rows.nbytes("image_embeds").tolist() == [12] * 3
+    with pytest.raises(DamageError, match="'sample 1'"):
+        rows.only([1]).read_into("image_embeds", [out[0].view(np.uint8).data])
 
 
 def test_a_reader_keeps_few_files_open(cache: Cache) -> None:

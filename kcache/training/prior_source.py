@@ -10,22 +10,31 @@ import torch
 from kcache.shards import read_null
 
 from .draws import CAPTION, DROPOUT, Draws
-from .samples import Positions, Samples
+from .samples import Positions, Rows, Samples
 from .sources import TORCH_DTYPES, Buffers, MicroBatch, Reading, allocator, draw_noise, drawn, first, rows_of, weigh
 from .trimming import trimmed_length
 
 
-@dataclass(frozen=True)
-class _Span:
-    """One caption of a sample, by its number (None: the empty one), and where its tokens begin and end."""
+@dataclass
+class _Spans:
+    """Which caption of each sample is read, and where its tokens begin and end in the arrays that are stored.
 
-    caption: int | None
-    start: int
-    stop: int
+    ``captions`` are numbers, or one of `WHOLE` and `EMPTY`; ``starts`` and ``stops`` have shape ``(B,)``.
+    """
+
+    captions: list[int]
+    starts: npt.NDArray[np.int64]
+    stops: npt.NDArray[np.int64]
 
     @property
-    def tokens(self) -> int:
-        return self.stop - self.start
+    def tokens(self) -> list[int]:
+        """How many tokens each caption has."""
+        found: list[int] = (self.stops - self.starts).tolist()
+        return found
+
+
+WHOLE, EMPTY = -1, -2
+"""The only caption of a sample, whose arrays are read as they are; and the empty caption in its place."""
 
 
 class PriorSource:
@@ -95,21 +104,24 @@ class PriorSource:
         return buffers
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
-        """Read a micro-batch; hidden states are (B, L, D), L the longest caption drawn, zero after each one's end."""
+        """Read a micro-batch and draw for it."""
         positions = [self.sample_of(position) for position in batch.positions]
-        spans = [self._span(batch.step, *item) for item in zip(batch.slots, batch.positions, positions, strict=True)]
-        filled = self._first(buffers, len(positions), max(span.tokens for span in spans))
-        hidden, embeds, images = (rows_of(filled[name]) for name in ("hidden_states", "text_embeds", "image_embeds"))
-        hidden_array, lengths = filled["hidden_states"].numpy(), filled["lengths"].numpy()
-        for i, (slot, position, span) in enumerate(zip(batch.slots, positions, spans, strict=True)):
-            self._read_text(position, span, embeds[i], hidden[i])
-            image = drawn(self._images, self._draws, batch.step, slot)
-            image.read_into(position, "image_embeds", images[i])
-            lengths[i] = span.tokens
-            hidden_array[i, span.tokens :] = 0
+        filled = self.read(buffers, batch)
         draw_noise(self._draws, filled, batch, self._reading.timesteps)
         if self._reading.loss_weights is not None:
             weigh(self._samples, self._reading.loss_weights, filled, positions)
+        return filled
+
+    def read(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
+        """Read a micro-batch; hidden states are (B, L, D), L the longest caption drawn, zero after each one's end."""
+        samples = [self.sample_of(position) for position in batch.positions]
+        text = self._text.rows(samples)
+        spans = self._spans(batch, text)
+        filled = self._first(buffers, len(samples), max(spans.tokens))
+        self._read_text(text, spans, filled)
+        images = rows_of(filled["image_embeds"])
+        for reader, chosen in drawn(self._images, self._draws, batch):
+            reader.rows([samples[i] for i in chosen]).read_into("image_embeds", [images[i] for i in chosen])
         return filled
 
     def close(self) -> None:
@@ -124,28 +136,40 @@ class PriorSource:
         hidden = buffers["hidden_states"].view(-1)[: count * length * width].view(count, length, width)
         return {**first(buffers, count), "hidden_states": hidden}
 
-    def _span(self, step: int, slot: int, position: int, sample: int) -> _Span:
-        """Which caption is read: none at all, the one of this position, or one that is drawn."""
-        if self._reading.dropout and self._draws.chance(step, slot, DROPOUT, self._reading.dropout):
-            return _Span(None, 0, self._null_tokens)
-        count = int(self._captions[sample])
-        if count == 1:
-            return _Span(0, 0, int(self._tokens[sample]))
-        if self._ends is None:
-            caption = self._draws.integer(step, slot, CAPTION, count)
-        else:
-            caption = position - int(self._ends[sample]) + count
-        lengths: npt.NDArray[np.generic] = self._text.read(sample, "lengths")
-        ends = np.cumsum([0, *lengths.tolist()])
-        return _Span(caption, int(ends[caption]), int(ends[caption + 1]))
+    def _spans(self, batch: MicroBatch, text: Rows) -> _Spans:
+        """Which captions are read: none at all, the one of this position, or one that is drawn."""
+        counts, stops = text.nbytes("lengths") // 4, text.nbytes("hidden_states") // self._hidden.row_bytes
+        spans = _Spans([WHOLE] * len(counts), np.zeros(len(counts), np.int64), stops.astype(np.int64))
+        for i in np.flatnonzero(counts != 1).tolist():
+            caption = self._caption(batch.step, batch.slots[i], batch.positions[i], int(counts[i]))
+            ends = np.cumsum([0, *text.read(i, "lengths").tolist()])
+            spans.captions[i], spans.starts[i], spans.stops[i] = caption, ends[caption], ends[caption + 1]
+        for i, slot in enumerate(batch.slots if self._reading.dropout else ()):
+            if self._draws.chance(batch.step, slot, DROPOUT, self._reading.dropout):
+                spans.captions[i], spans.starts[i], spans.stops[i] = EMPTY, 0, self._null_tokens
+        return spans
 
-    def _read_text(self, sample: int, span: _Span, embed: memoryview, hidden: memoryview) -> None:
-        nbytes = span.tokens * self._hidden.row_bytes
-        if span.caption is None:
-            embed[:], hidden[:nbytes] = self._null_embed, self._null_hidden
-        elif self._captions[sample] == 1:
-            self._text.read_into(sample, "text_embeds", embed)
-            self._text.read_into(sample, "hidden_states", hidden[:nbytes])
-        else:
-            embed[:] = self._text.read(sample, "text_embeds")[span.caption].tobytes()
-            hidden[:nbytes] = self._text.read(sample, "hidden_states")[span.start : span.stop].tobytes()
+    def _caption(self, step: int, slot: int, position: int, count: int) -> int:
+        """Which of several captions is read: the one of this position, or one that is drawn."""
+        if self._ends is None:
+            return self._draws.integer(step, slot, CAPTION, count)
+        return position - int(self._ends[self.sample_of(position)]) + count
+
+    def _read_text(self, text: Rows, spans: _Spans, filled: Buffers) -> None:
+        """Fill ``text_embeds``, ``hidden_states`` and ``lengths``: samples with one caption straight from the files."""
+        tokens, row_bytes = spans.tokens, self._hidden.row_bytes
+        embeds, hidden = rows_of(filled["text_embeds"]), rows_of(filled["hidden_states"])
+        hidden = [row[: count * row_bytes] for row, count in zip(hidden, tokens, strict=True)]
+        whole = [i for i, caption in enumerate(spans.captions) if caption == WHOLE]
+        of_one = text if len(whole) == len(tokens) else text.only(whole)
+        of_one.read_into("text_embeds", [embeds[i] for i in whole])
+        of_one.read_into("hidden_states", [hidden[i] for i in whole])
+        for i, caption in enumerate(spans.captions):
+            if caption == EMPTY:
+                embeds[i][:], hidden[i][:] = self._null_embed, self._null_hidden
+            elif caption != WHOLE:
+                embeds[i][:] = text.read(i, "text_embeds")[caption].tobytes()
+                hidden[i][:] = text.read(i, "hidden_states")[spans.starts[i] : spans.stops[i]].tobytes()
+        for row, count in zip(filled["hidden_states"].numpy(), tokens, strict=True):
+            row[count:] = 0
+        filled["lengths"].numpy()[:] = tokens
