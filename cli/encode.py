@@ -93,6 +93,12 @@ encoders = section("The encoders")
     help="Samples in a shard; a kill costs about one shard's encoding.  [default: 256]",
 )
 @cache_option(
+    "--local-cache",
+    metavar="DIR",
+    help="Where records of a CACHE in s3:// are kept.  [default: ~/.cache/kcache/stores]",
+)
+@cache_option("--local-cache-size", metavar="SIZE", help="The most bytes of its shards there.  [default: 32GB]")
+@cache_option(
     "--license", metavar="NAME", help="Licence of the data, such as cc-by-4.0, for the card of CACHE (its README.md)."
 )
 @encoders(

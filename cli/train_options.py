@@ -81,6 +81,16 @@ _OPTIONS = [
         help="What a sample of a --mix counts in the loss, one for each, in their order.  [default: 1]",
     ),
     samples(
+        "--local-cache",
+        metavar="DIR",
+        help="Where shards of a CACHE in an object store are kept.  [default: ~/.cache/kcache/stores]",
+    ),
+    samples(
+        "--local-cache-size",
+        metavar="SIZE",
+        help="The most bytes of them, as in 50GB; where not all fit, some are shuffled at a time.  [default: 32GB]",
+    ),
+    samples(
         "--conditioning-dropout",
         type=click.FloatRange(0, 1),
         metavar="P",

@@ -1,5 +1,9 @@
 """`kcache verify`: are the bytes of a cache those that were committed?"""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -42,7 +46,7 @@ def verify(cache: str, deep: bool, repair: bool, **encoding: str | int | None) -
       kcache verify cache --deep
       kcache verify cache --repair --dataset my-pictures
     """
-    from kcache.shards import Cache, UsageError
+    from kcache.shards import UsageError
 
     given = [f"--{name.replace('_', '-')}" for name, value in encoding.items() if value is not None]
     if given and not (repair and encoding["dataset"]):
@@ -50,8 +54,22 @@ def verify(cache: str, deep: bool, repair: bool, **encoding: str | int | None) -
         raise UsageError(f"{given[-1]} has no effect without {needed}; add them, or leave it out")
     if repair:
         _repair(cache, encoding)
-    opened = Cache(cache)
-    return _tell(opened, _verify(opened, deep or repair), deep or repair)
+    with _opened(cache) as opened:
+        return _tell(opened, _verify(opened, deep or repair), deep or repair)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator["Cache"]:
+    """The cache; one in a store with a copy that begins empty, as it is the store that is to be verified."""
+    from kcache.shards import Cache
+    from kcache.shards.local_cache import LocalCache
+    from kcache.shards.objects import is_url
+
+    if not is_url(name):
+        yield Cache(name)
+        return
+    with tempfile.TemporaryDirectory(prefix="kcache-verify-") as folder:
+        yield Cache(name, LocalCache(Path(folder), LocalCache.default().size))
 
 
 def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
@@ -60,8 +78,10 @@ def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
     from kcache.shards.repair import repair
     from kcache.shards.verify import committed_bytes
 
-    with bar(committed_bytes(Cache(cache)), "B", "repair", scale=True) as progress:
-        found = repair(Cache(cache).root, progress.update)
+    opened = Cache(cache)
+    opened.require_local("kcache verify --repair")
+    with bar(committed_bytes(opened), "B", "repair", scale=True) as progress:
+        found = repair(opened.root, progress.update)
     for mended in found.mended:
         click.echo(mended)
     if found.lost and encoding["dataset"] is None:
@@ -104,14 +124,16 @@ def _tell(cache: "Cache", result: "Verification", deep: bool) -> int:
     for name, missing in result.missing_shards.items():
         if missing > 0:
             lack = f"{count(missing, 'shard')} {'is' if missing == 1 else 'are'} not encoded yet"
-            click.echo(f"{name}: {lack}; 'kcache encode DATASET {cache.root}' goes on")
+            click.echo(f"{name}: {lack}; 'kcache encode DATASET {cache.name}' goes on")
     checked = f"{count(result.files, 'file')}, {size(result.bytes)}" + (
         "" if deep else " (sizes and records; --deep reads all)"
     )
     if result.faults:
+        where = "" if cache.storage.is_local else "in a local copy "
+        copy = cache.name if cache.storage.is_local else "COPY"
         click.echo(
-            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or run"
-            f" 'kcache verify {cache.root} --repair --dataset DATASET', which encodes again exactly what is lost"
+            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or run {where}"
+            f"'kcache verify {copy} --repair --dataset DATASET', which encodes again exactly what is lost"
         )
         return 1
     click.echo(f"No fault in {checked}.")

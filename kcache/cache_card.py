@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kcache.progress import logger
-from kcache.shards import Cache, ColumnSummary, Summary, UsageError, durable, layout, summarize
+from kcache.shards import Cache, ColumnSummary, Summary, UsageError, layout, summarize
 from kcache.shards.records import digest
 
 VERSION = 1
@@ -53,7 +53,7 @@ def write_card(cache: Cache, given: Origin) -> None:
     What a person wrote after the end mark or into the front matter is kept, and a README of another origin is not
     touched. A cache that cannot be written to keeps the card that it has.
     """
-    cache, text, before = Cache(cache.root), _text(cache), read_origin(cache)
+    cache, text, before = cache.reopened(), _text(cache), read_origin(cache)
     front, told, rest = _parts(text)
     if text and not told:
         return
@@ -66,18 +66,16 @@ def write_card(cache: Cache, given: Origin) -> None:
     mark = json.dumps({"dataset": origin.dataset, "state": state}, ensure_ascii=False).replace(">", r"\u003e")
     body = "\n\n".join(_body(summarize(cache), origin))
     begin = f"<!-- kcache writes what stands from here to the end mark: {mark} -->"
-    durable.replace(
-        cache.root / layout.CARD, f"---\n{front}---\n\n{begin}\n\n{body}\n\n{END}{rest or chr(10)}".encode()
-    )
+    _replace(cache, f"---\n{front}---\n\n{begin}\n\n{body}\n\n{END}{rest or chr(10)}")
 
 
 def _replace(cache: Cache, card: str) -> None:
     try:
-        durable.replace(cache.root / layout.CARD, card.encode())
+        cache.storage.replace(layout.CARD, card.encode())
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        logger.warning("the card of %s is out of date and cannot be written (%s)", cache.root, error.strerror)
+        logger.warning("the card of %s is out of date and cannot be written (%s)", cache.name, error.strerror)
 
 
 def public_name(name: str) -> str:
@@ -97,10 +95,8 @@ def _plain(name: str) -> str:
 
 
 def _text(cache: Cache) -> str:
-    path = cache.root / layout.CARD
-    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-        return ""
-    return path.read_text("utf-8", errors="replace")
+    card = cache.storage.read(layout.CARD, _MAX_BYTES)
+    return card.decode("utf-8", errors="replace") if card is not None else ""
 
 
 def _parts(text: str) -> tuple[str, dict[str, object], str]:

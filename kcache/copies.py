@@ -13,6 +13,7 @@ from kcache.shards import Cache, KcacheError, UsageError, dataset_options, layou
 from kcache.shards.columns import differences
 from kcache.shards.copying import Places, Sources, copy_rows, own_shards, recut, remaining_shards, require_finished
 from kcache.shards.leases import reading, writing
+from kcache.shards.objects import is_url
 
 NAMED = 5
 """Of ids that an error is about, so many are named."""
@@ -105,7 +106,7 @@ def _copy(sources: Sources, target: Cache, shards: Sequence[Places], repeated: i
         held.enter_context(writing(target.root))
         written = copy_rows(sources, target, shards, options, progress.update)
     write_card(target, _origin(sources.caches))
-    return CopyReport(str(target.root), rows, tuple(columns), written, repeated)
+    return CopyReport(target.name, rows, tuple(columns), written, repeated)
 
 
 def _origin(caches: Sequence[Cache]) -> Origin:
@@ -118,10 +119,12 @@ def _origin(caches: Sequence[Cache]) -> Origin:
 
 def _target(to: str, sources: Sequence[Cache], shard_size: int, container: str | None) -> Cache:
     """The cache to copy into, made now if it is not there."""
+    if is_url(to):
+        raise UsageError(f"{to} is in a store; name a local folder for the new cache, and copy that there")
     folder, container = Path(to).resolve(), container or sources[0].container
     for source in sources:
-        if folder.is_relative_to(source.root.resolve()):
-            raise UsageError(f"{to} is {source.root} itself or lies in it; name another folder for the new cache")
+        if source.storage.is_local and folder.is_relative_to(source.root.resolve()):
+            raise UsageError(f"{to} is {source.name} itself or lies in it; name another folder for the new cache")
     target = Cache.create(to, shard_size=shard_size, container=container)
     if (target.shard_size, target.container) != (shard_size, container):
         raise KcacheError(
@@ -136,15 +139,15 @@ def _require_same_columns(caches: Sequence[Cache]) -> None:
     for cache in caches[1:]:
         if cache.column_names() != names:
             raise KcacheError(
-                f"{cache.root} has the columns {', '.join(cache.column_names()) or 'none'} and {first.root} has"
+                f"{cache.name} has the columns {', '.join(cache.column_names()) or 'none'} and {first.name} has"
                 f" {', '.join(names) or 'none'}; add what is missing with 'kcache encode'"
             )
         for name in names:
             if how := differences(first.column(name), cache.column(name)):
                 raise KcacheError(
-                    f"column '{name}' of {first.root} was encoded otherwise than that of {cache.root}"
+                    f"column '{name}' of {first.name} was encoded otherwise than that of {cache.name}"
                     f" ({'; '.join(how)}), so they cannot be merged; encode one like the other with 'kcache encode"
-                    f" DATASET {cache.root} --replace-column {name}'"
+                    f" DATASET {cache.name} --replace-column {name}'"
                 )
 
 
@@ -180,7 +183,7 @@ def _union(sources: Sources) -> tuple[Places, int]:
 def _two_samples(sources: Sources, ids: Sequence[str]) -> str:
     named = ", ".join(f"'{name}'" for name in ids[:NAMED])
     more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
-    prefixes = " ".join(f"{cache.root.name}/" for cache in sources.caches)
+    prefixes = " ".join(f"{Path(cache.name).name}/" for cache in sources.caches)
     return (
         f"{len(ids):,} ids name other pictures or captions in one cache than in another: {named}{more}; give the ids of"
         f" each cache a prefix, such as --prefix {prefixes}, or rename the pictures and encode again"

@@ -24,7 +24,7 @@ def require_prior_dimensions(
         _require(cache, checkpoint, image, "image_embeds", "clip_embed_dim", _or(shape, "clip_embed_dim"))
     if text and text.preprocessing["max_length"] > shape["num_embeddings"]:
         raise KcacheError(
-            f"the captions in {cache.root} have up to {text.preprocessing['max_length']} tokens and prior"
+            f"the captions in {cache.name} have up to {text.preprocessing['max_length']} tokens and prior"
             f" {checkpoint.name_or_path} takes {shape['num_embeddings']}; encode with that prior's tokenizer"
         )
 
@@ -51,7 +51,7 @@ def require_latents_shape(
     if height % 2**halvings or width % 2**halvings:
         is_bucket = column.fields[0].is_ragged
         raise KcacheError(
-            f"{where} of {cache.root} has {'a bucket with ' if is_bucket else ''}latents of {height}x{width} and the"
+            f"{where} of {cache.name} has {'a bucket with ' if is_bucket else ''}latents of {height}x{width} and the"
             f" UNet of {checkpoint.name_or_path} halves them {halvings} times; encode"
             f" {'with a larger --bucket-step' if is_bucket else 'at another --resolution'}"
         )
@@ -61,7 +61,7 @@ def require_same_encoder(cache: Cache, checkpoint: Checkpoint, column: Column, s
     """Refuse a column made by another encoder than the checkpoint's own, where it holds one; else nothing is known."""
     if is_by_encoder_of(checkpoint, column, subfolder) is False:
         raise KcacheError(
-            f"column '{column.name}' of {cache.root} was encoded with another {subfolder} (from"
+            f"column '{column.name}' of {cache.name} was encoded with another {subfolder} (from"
             f" {column.notes.get('from')}) than that of {checkpoint.name_or_path}; encode with that checkpoint,"
             " or, if you know that they agree, add --ignore-encoder-mismatch"
         )
@@ -93,6 +93,6 @@ def _other_dimension(
     cache: Cache, checkpoint: Checkpoint, where: str, have: str, parameter: str, wanted: int
 ) -> KcacheError:
     return KcacheError(
-        f"{where} of {cache.root} has {have} and {checkpoint.name_or_path} takes {wanted} ({parameter}); encode with"
+        f"{where} of {cache.name} has {have} and {checkpoint.name_or_path} takes {wanted} ({parameter}); encode with"
         " the encoders that belong to that checkpoint"
     )

@@ -5,7 +5,7 @@ from .columns import Column, Field
 from .commits import Commit
 from .dataset_options import dataset_options, keep_dataset_options
 from .errors import CacheError, DamageError, KcacheError, UsageError
-from .order import BatchOrder, MixedOrder, Stream, permutation
+from .order import BatchOrder, MixedOrder, Stream, Windows, permutation
 from .reader import ColumnReader, Rows, read_null
 from .rewrite import read_rows
 from .snapshot import Snapshot
@@ -31,6 +31,7 @@ __all__ = [
     "Summary",
     "UsageError",
     "Verification",
+    "Windows",
     "cut_captions",
     "dataset_options",
     "keep_dataset_options",

@@ -1,7 +1,7 @@
 """A cache on disk: create or open it, read and extend its plan, columns and commits."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,9 @@ from .commits import Commit, commit_of, digests, sha256
 from .errors import CacheError, DamageError, UsageError
 from .files import read_committed, refuse_links
 from .index import dump_index
+from .local_cache import LocalCache
 from .records import Record, dump_lines, dump_record, integer, load_lines, load_record, parse_lines, string
+from .storage import Storage, open_storage
 
 PACK = {"tar": tar.pack, "h5": hdf5.pack}
 """What makes the bytes of a shard file of each container, with its index."""
@@ -25,16 +27,24 @@ class Cache:
     """The files of one cache. Holds no open file, so it may be shared, forked and pickled.
 
     Any number of processes may add to one cache: every file is written once, and of two that race for a name one wins.
+    ``root`` is the local folder that is read, ``name`` what people call the cache: the folder, or the URL of a store.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        """Open the cache at ``root``; CacheError when there is none, or one of another format version."""
-        self.root = Path(root)
+    def __init__(self, name: Path | str, local: LocalCache | None = None) -> None:
+        """Open the cache in a folder, or at a URL, of which ``local`` keeps a copy.
+
+        CacheError when there is none, or one of another format version.
+        """
+        self._open(open_storage(name, local))
+
+    def _open(self, storage: Storage) -> None:
+        storage.refresh()
+        self.storage, self.root, self.name = storage, storage.root, storage.name
         if not (self.root / layout.ROOT_RECORD).is_file():
-            raise CacheError(f"{self.root} is not a kcache cache; make one with 'kcache encode DATASET {self.root}'")
+            raise CacheError(f"{self.name} is not a kcache cache; make one with 'kcache encode DATASET {self.name}'")
         refuse_links(self.root, self.root / layout.COMMITS, self.root / layout.derived(""))
         record = load_record(self.root / layout.ROOT_RECORD)
-        _refuse_other_version(self.root, record.get("format_version"))
+        _refuse_other_version(self.name, record.get("format_version"))
         try:
             self.shard_size = integer(record, "shard_size", least=1, most=layout.MAX_SHARD_SIZE)
             self.container = string(record, "container")
@@ -44,19 +54,36 @@ class Cache:
             raise CacheError(f"{self.root / layout.ROOT_RECORD} names a container that kcache never writes")
 
     @classmethod
-    def create(cls, root: Path | str, *, shard_size: int, container: str) -> "Cache":
-        """Open the cache at ``root``, made now if the folder is absent or empty.
+    def create(cls, name: Path | str, *, shard_size: int, container: str, local: LocalCache | None = None) -> "Cache":
+        """Open the cache in a folder or at a URL, made now if there is nothing.
 
-        A folder with other things in it is refused: a cache never mixes with a user's files.
+        A place with other things in it is refused: a cache never mixes with a user's files. CacheError where a store
+        cannot be written to by several at once.
         """
-        root = Path(root)
-        refuse_foreign_folder(root)
+        storage = open_storage(name, local)
+        storage.refresh()
+        refuse_foreign_folder(storage)
         if shard_size > layout.MAX_SHARD_SIZE:
             raise UsageError(f"a shard has {layout.MAX_SHARD_SIZE:,} samples at most, not {shard_size:,}")
-        if not (root / layout.ROOT_RECORD).exists():
+        if not (storage.root / layout.ROOT_RECORD).exists():
             record = {"format_version": layout.FORMAT_VERSION, "shard_size": shard_size, "container": container}
-            durable.put_if_absent(root / layout.ROOT_RECORD, dump_record(record))
-        return cls(root)
+            storage.put_if_absent(layout.ROOT_RECORD, dump_record(record))
+        storage.require_put_if_absent(layout.ROOT_RECORD)
+        return cls(name, local)
+
+    def require_local(self, what: str) -> None:
+        """UsageError for a cache in a store, where ``what``, a command, cannot work."""
+        if not self.storage.is_local:
+            raise UsageError(
+                f"{what} works in local folders and {self.name} is in a store; make a local copy of it, or"
+                f" 'kcache convert {self.name} FOLDER'"
+            )
+
+    def reopened(self) -> "Cache":
+        """The same cache as it is now: what this object remembers of the plan may be old."""
+        cache = Cache.__new__(Cache)
+        cache._open(self.storage)
+        return cache
 
     # -- plan ---------------------------------------------------------------------------------------------------------
 
@@ -69,7 +96,7 @@ class Cache:
         # Asked for again by name: a listing may miss a file that another process adds while it is made.
         for shard in range(count) if len(shards) < count else ():
             if shard not in shards and not (self.root / layout.plan(shard)).exists():
-                raise DamageError(f"{self.root} lacks {layout.plan(shard)}; run 'kcache verify {self.root}'")
+                raise DamageError(f"{self.name} lacks {layout.plan(shard)}; run 'kcache verify {self.name}'")
         return count
 
     def planned_ids(self, shard: int) -> list[str]:
@@ -95,7 +122,7 @@ class Cache:
         for shard, start in enumerate(range(0, len(ids), self.shard_size), first):
             path, chunk = self.root / layout.plan(shard), list(ids[start : start + self.shard_size])
             if (
-                not durable.put_if_absent(path, dump_lines([{"id": i} for i in chunk], shard=shard))
+                not self.storage.put_if_absent(layout.plan(shard), dump_lines([{"id": i} for i in chunk], shard=shard))
                 and self.planned_ids(shard) != chunk
             ):
                 raise CacheError(
@@ -130,14 +157,14 @@ class Cache:
         editions = self._editions()
         if name not in editions:
             have = ", ".join(sorted(editions)) or "none"
-            raise CacheError(f"{self.root} has no column '{name}' (it has: {have}); add it with 'kcache encode'")
+            raise CacheError(f"{self.name} has no column '{name}' (it has: {have}); add it with 'kcache encode'")
         path = self.root / layout.column(layout.stem(name, editions[name]))
         column = Column.from_record(load_record(path))
         if (column.name, column.edition) != (name, editions[name]):
-            raise DamageError(f"{path} is the record of another column; run 'kcache verify {self.root}'")
+            raise DamageError(f"{path} is the record of another column; run 'kcache verify {self.name}'")
         if (begun := self.begun_editions().get(name, 0)) > column.edition:
             lost = self.root / layout.column(layout.stem(name, begun))
-            raise DamageError(f"{lost} is missing, though shards of it were committed; run 'kcache verify {self.root}'")
+            raise DamageError(f"{lost} is missing, though shards of it were committed; run 'kcache verify {self.name}'")
         return column
 
     def begun_editions(self) -> dict[str, int]:
@@ -156,7 +183,7 @@ class Cache:
         if column.name in self.column_names():
             existing = self.column(column.name)
             if existing.fingerprint != column.fingerprint:
-                raise CacheError(different_column(self.root, existing, column))
+                raise CacheError(different_column(self.name, existing, column))
             return existing
         return self._put_column(column, null)
 
@@ -174,12 +201,12 @@ class Cache:
         """Write a column's damaged record anew, or that of its null features; its edition is ``column.edition``."""
         if null is not None:
             column = replace(column, null=self._put_null(column, null))
-        durable.replace(self.root / layout.column(column.stem), dump_record(column.to_record()))
+        self.storage.replace(layout.column(column.stem), dump_record(column.to_record()))
 
     def _put_column(self, column: Column, null: tar.Row | None) -> Column:
         if null is not None:
             column = replace(column, null=self._put_null(column, null))
-        if durable.put_if_absent(self.root / layout.column(column.stem), dump_record(column.to_record())):
+        if self.storage.put_if_absent(layout.column(column.stem), dump_record(column.to_record())):
             return self.column(column.name)
         return self.add_column(column, None)  # Another process was first: its column must be this one.
 
@@ -189,8 +216,8 @@ class Cache:
         index = dump_index(entries)
         # Named by their content: of two processes that race for a column, one wins with its own null features.
         file, index_file = (layout.null(column.stem, sha256(data), suffix) for suffix in (self.container, "idx"))
-        durable.put_content(self.root / file, data)
-        durable.put_content(self.root / index_file, index)
+        self.storage.put_content(file, data)
+        self.storage.put_content(index_file, index)
         return {"file": file, **digests(data), "index": {"file": index_file, **digests(index)}}
 
     # -- shards -------------------------------------------------------------------------------------------------------
@@ -213,19 +240,29 @@ class Cache:
         commit = Commit.load(path)
         named = (commit.column, commit.shard, commit.generation, commit.file.split("/")[0])
         if named != (name, shard, generation, path.parent.name):
-            raise DamageError(f"{path} names another shard than its own; run 'kcache verify {self.root}'")
+            raise DamageError(f"{path} names another shard than its own; run 'kcache verify {self.name}'")
         return commit
 
     def require_file(self, commit: Commit) -> None:
         """DamageError where the file of a commit is not there or has another size than was committed."""
-        path = self.root / commit.file
-        size = path.stat().st_size if path.is_file() else None
+        path, size = self.root / commit.file, self.storage.size(commit.file)
         if size != commit.bytes:
             has = "is missing" if size is None else f"has {size:,} of {commit.bytes:,} bytes"
             raise DamageError(
                 f"{path} {has}; copy it again, or have its rows encoded again with"
-                f" 'kcache verify {self.root} --repair --dataset DATASET'"
+                f" 'kcache verify {self.name} --repair --dataset DATASET'"
             )
+
+    def bring_samples(self) -> None:
+        """Have the samples of all shards at hand: from a store many at once come faster than one after another."""
+        if not self.storage.is_local:
+            commits = [self.commit(layout.SAMPLES, *commit) for commit in self.commits(layout.SAMPLES).items()]
+            self.storage.bring([commit.reference for commit in commits])
+
+    def read_committed(self, reference: Mapping[str, Any]) -> bytes:
+        """The bytes of a file that a record names with its size and sha256. DamageError where they are others."""
+        self.storage.bring([reference])
+        return read_committed(self.root, reference)
 
     def commit_features(
         self,
@@ -244,8 +281,8 @@ class Cache:
         index = dump_index(entries)
         file = layout.shard(column.stem, shard, sha256(data), self.container)
         index_file = str(Path(file).with_suffix(".idx").as_posix())
-        durable.put_content(self.root / file, data)
-        durable.put_content(self.root / index_file, index)
+        self.storage.put_content(file, data)
+        self.storage.put_content(index_file, index)
         reference = {"file": index_file, **digests(index)}
         self._commit(commit_of(column.name, shard, generation, file, data, keys, reference), column.stem)
 
@@ -255,7 +292,7 @@ class Cache:
         """Write one shard of the samples column: a row has ``id``, ``captions``, ``sha256`` and what `samples` says."""
         data = dump_lines(rows)
         file = layout.shard(layout.SAMPLES, shard, sha256(data), "jsonl")
-        durable.put_content(self.root / file, data)
+        self.storage.put_content(file, data)
         self._commit(commit_of(layout.SAMPLES, shard, generation, file, data, keys), layout.SAMPLES)
 
     def samples(self, shard: int, generation: int | None = None) -> list[dict[str, Any]]:
@@ -271,7 +308,7 @@ class Cache:
     def rows_of(self, commit: Commit) -> list[dict[str, Any]]:
         """The rows of the samples column that one of its commits names."""
         path = self.root / commit.file
-        rows = parse_lines(read_committed(self.root, commit.reference), path)
+        rows = parse_lines(self.read_committed(commit.reference), path)
         if len(rows) != commit.rows:
             raise DamageError(f"{path} has {len(rows):,} rows, its commit says {commit.rows:,}")
         try:
@@ -283,12 +320,12 @@ class Cache:
 
     def _commit(self, commit: Commit, stem: str) -> None:
         durable.failpoint("commit")
-        path = self.root / layout.commit(stem, commit.shard, commit.generation)
-        made = durable.put_if_absent(path, dump_record(commit.to_record()))
+        file = layout.commit(stem, commit.shard, commit.generation)
+        made = self.storage.put_if_absent(file, dump_record(commit.to_record()))
         # Where another process was first it encoded the same rows, or the dataset was edited between the two.
-        if not made and tuple(load_record(path)["keys"]) != commit.keys:
+        if not made and tuple(load_record(self.root / file)["keys"]) != commit.keys:
             raise CacheError(
-                f"another process committed other rows as {path}; run the command again to go on from there"
+                f"another process committed other rows as {self.name}/{file}; run the command again to go on from there"
             )
 
 
@@ -311,7 +348,7 @@ def _check_row(row: Record) -> None:
             integer(row, name, least=1)
 
 
-def _refuse_other_version(root: Path, version: object) -> None:
+def _refuse_other_version(root: str, version: object) -> None:
     if type(version) is int and version > layout.FORMAT_VERSION:
         raise CacheError(
             f"{root} has cache format {version} and this kcache reads format {layout.FORMAT_VERSION}; a newer kcache"
@@ -328,22 +365,22 @@ def packed_size(container: str, rows: Sequence[Sequence[int]], fields: Sequence[
     return _PACKED_SIZE[container](rows, fields)
 
 
-def refuse_foreign_folder(root: Path) -> None:
-    """CacheError where ``root`` is a file, or a folder with other things than a cache in it."""
+def refuse_foreign_folder(storage: Storage) -> None:
+    """CacheError where a cache's place is a file, or a folder with other things than a cache in it."""
+    root = storage.root
     for path in (root, *root.parents):
         if path.is_file():
             raise CacheError(f"{path} is a file; name a folder for the cache")
     # Listed before the record is looked for: another process may be making the cache, and makes the record first.
-    names = [path.name for path in root.iterdir()] if root.is_dir() else []
-    foreign = sorted(name for name in names if not name.startswith(durable.TEMPORARY))
-    if foreign and not (root / layout.ROOT_RECORD).exists():
+    foreign = storage.names()
+    if foreign and not storage.has(layout.ROOT_RECORD):
         raise CacheError(
-            f"{root} is not empty and not a kcache cache (it has: {', '.join(foreign[:3])});"
+            f"{storage.name} is not empty and not a kcache cache (it has: {', '.join(foreign[:3])});"
             " name another folder for the cache"
         )
 
 
-def different_column(root: Path, existing: Column, wanted: Column) -> str:
+def different_column(root: str, existing: Column, wanted: Column) -> str:
     """The sentence for a column that was encoded otherwise than is now asked, naming each difference."""
     return (
         f"column '{existing.name}' of {root} was encoded otherwise ({'; '.join(differences(existing, wanted))});"

@@ -54,6 +54,7 @@ def recut(shards: Sequence[Places], shard_size: int) -> list[Places]:
 def remaining_shards(cache: Cache) -> list[Places]:
     """The rows of a cache that were neither removed nor forgotten, by the shard that they are in."""
     generations = cache.commits(layout.SAMPLES)
+    cache.bring_samples()
     return [
         _places(shard, [i for i, row in enumerate(cache.samples(shard, generation)) if "removed" not in row])
         for shard, generation in generations.items()
@@ -66,7 +67,7 @@ def require_finished(cache: Cache) -> None:
     Rows that are cut into other shards must be whole: of a shard that is half encoded nobody could see what it lacks.
     """
     if not cache.column_names():
-        raise CacheError(f"{cache.root} has no columns yet; finish it with 'kcache encode DATASET {cache.root}'")
+        raise CacheError(f"{cache.name} has no columns yet; finish it with 'kcache encode DATASET {cache.name}'")
     Snapshot(cache, cache.column_names())
 
 
@@ -200,6 +201,6 @@ def _shards_of(places: Places) -> list[tuple[int, int]]:
 
 def _other(target: Cache, how: str) -> CacheError:
     return CacheError(
-        f"{target.root} holds something else than this copy ({how}): it was made from other rows, or these have changed"
+        f"{target.name} holds something else than this copy ({how}): it was made from other rows, or these have changed"
         " since; remove it, or name another folder"
     )

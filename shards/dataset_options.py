@@ -2,7 +2,7 @@
 
 import os
 
-from . import durable, layout
+from . import layout
 from .cache import Cache
 from .errors import DamageError
 from .records import Record, dump_record, load_record
@@ -16,7 +16,7 @@ def dataset_options(cache: Cache, number: int | None = None) -> Record:
     path = cache.root / layout.dataset(number)
     record = load_record(path)
     if record.pop("number", number) != number:
-        raise DamageError(f"{path} is another record than its own; run 'kcache verify {cache.root}'")
+        raise DamageError(f"{path} is another record than its own; run 'kcache verify {cache.name}'")
     return record
 
 
@@ -24,7 +24,7 @@ def keep_dataset_options(cache: Cache, options: Record) -> None:
     """Note how the dataset is read from now on, unless that is as it was."""
     while dataset_options(cache) != options:
         number = max(dataset_records(cache), default=0) + 1
-        if durable.put_if_absent(cache.root / layout.dataset(number), dump_record({**options, "number": number})):
+        if cache.storage.put_if_absent(layout.dataset(number), dump_record({**options, "number": number})):
             return
 
 

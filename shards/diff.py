@@ -79,7 +79,7 @@ def diff(
 
 
 def _diff(first: Cache, second: Cache, deep: bool, progress: Callable[[int], object]) -> Difference:
-    found = Difference(str(first.root), str(second.root))
+    found = Difference(first.name, second.name)
     names = first.column_names(), second.column_names()
     found.columns_only_in_first = [name for name in names[0] if name not in names[1]]
     found.columns_only_in_second = [name for name in names[1] if name not in names[0]]
@@ -117,6 +117,7 @@ def _compare_samples(first: Cache, second: Cache, found: Difference) -> Pairs:
 
 def _rows(cache: Cache) -> Iterator[tuple[tuple[int, int], Record]]:
     """Place and content of every row that was not removed."""
+    cache.bring_samples()
     for shard, generation in cache.commits(layout.SAMPLES).items():
         for number, row in enumerate(cache.samples(shard, generation)):
             if "removed" not in row:

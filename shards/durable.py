@@ -169,8 +169,13 @@ def remove(path: Path) -> bool:
     return not path.exists()
 
 
+def temporary_in(folder: Path) -> Path:
+    """A name for a file that is not whole yet; by it others see whose it is."""
+    return folder / f"{TEMPORARY}{host()}-{os.getpid()}-{next(_counter)}"
+
+
 def _write_temporary(folder: Path, data: bytes) -> Path:
-    temporary = folder / f"{TEMPORARY}{host()}-{os.getpid()}-{next(_counter)}"
+    temporary = temporary_in(folder)
     try:
         failpoint("write")
         with open(temporary, "xb") as file:

@@ -59,7 +59,7 @@ def _export(
 ) -> Joined:
     names, size = list(columns) or cache.column_names(), shard_size or cache.shard_size
     if not names:
-        raise CacheError(f"{cache.root} has no columns yet; finish it with 'kcache encode DATASET {cache.root}'")
+        raise CacheError(f"{cache.name} has no columns yet; finish it with 'kcache encode DATASET {cache.name}'")
     snapshot = Snapshot(cache, names)
     generations = cache.commits(layout.SAMPLES)
     state = digest([snapshot.digest, sorted(generations.items())])

@@ -116,3 +116,11 @@ def derived(name: str) -> str:
 def is_inside(path: str) -> bool:
     """Whether a path read from a record can be one of a cache: a file in one folder, both of the names in use here."""
     return len(path) < 200 and _FILE.fullmatch(path) is not None
+
+
+def is_record(path: str) -> bool:
+    """Whether a path is one of those that are there to be listed: the root record, plans, columns, commits."""
+    if path == ROOT_RECORD:
+        return True
+    folder, _, rest = path.partition("/")
+    return is_inside(rest) if folder == COMMITS else folder in (PLAN, COLUMNS, DATASET) and is_inside(path)

@@ -63,6 +63,7 @@ def find_leftovers(cache: Cache, min_age: float) -> Leftovers:
     """
     readers = [lease for lease in leases(cache.root) if lease.kind == READER and lease.is_alive]
     # After the leases: a reader that is not among them yet will pin what is current, and that stays.
+    cache.require_local("kcache gc")
     current = _Current(Cache(cache.root))
     pinned = _pinned_files(cache, [lease.pins for lease in readers])
     result, now = Leftovers(readers=readers), time.time()

@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -32,15 +33,35 @@ def permutation(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
     return np.argsort(mix(mix(rows * _GAMMA + key) ^ key), kind="stable")
 
 
+@dataclass(frozen=True)
+class Windows:
+    """For samples that come from afar, shard by shard: which shard each position is of, and how many are open at once.
+
+    An epoch takes the shards in an order of its own, ``size`` at a time, and shuffles the samples of these.
+    """
+
+    shards: npt.NDArray[np.int64]
+    count: int
+    """Shards in all, so that samples of one group take them in the same order as those of another."""
+    size: int
+
+    def arrange(self, order: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """The positions of ``order``, window after window, and in each as they were in ``order``."""
+        turn = np.empty(self.count, np.int64)
+        turn[permutation(seed, epoch, self.count)] = np.arange(self.count) // self.size
+        return order[np.argsort(turn[self.shards[order]], kind="stable")]
+
+
 class Stream:
     """An endless stream of positions, epoch after epoch; nothing is dropped where an epoch ends inside a batch."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        """A stream over positions 0 to ``n - 1``."""
+    def __init__(self, n: int, seed: int, windows: Windows | None = None, window_seed: int = 0) -> None:
+        """A stream over positions 0 to ``n - 1``; ``window_seed`` is that of the order of the shards in ``windows``."""
         if n < 1:
             raise ValueError(f"a stream needs at least one row, got {n}")
         self.n, self.seed = n, seed
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._windows, self._window_seed = windows, window_seed
+        self._last = (-1, np.zeros(0, np.int64))
 
     def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Positions ``start`` to ``start + count`` of the stream (shape ``(count,)``)."""
@@ -53,9 +74,13 @@ class Stream:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
     def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self.seed, epoch, self.n)
-        return self._order
+        last, order = self._last  # read and written at once, as another thread may ask for another epoch
+        if epoch != last:
+            order = permutation(self.seed, epoch, self.n)
+            if self._windows:
+                order = self._windows.arrange(order, self._window_seed, epoch)
+            self._last = (epoch, order)
+        return order
 
 
 class BatchOrder:
@@ -71,12 +96,24 @@ class BatchOrder:
     one epoch. Everything is counted in whole numbers, so that no machine rounds otherwise.
     """
 
-    def __init__(self, groups: Sequence[npt.NDArray[np.int64]], global_batch: int, seed: int) -> None:
-        """``groups`` hold positions, none of them twice; ``seed`` is 0 to 2**63 - 1."""
+    def __init__(
+        self,
+        groups: Sequence[npt.NDArray[np.int64]],
+        global_batch: int,
+        seed: int,
+        windows: Sequence[Windows] | None = None,
+    ) -> None:
+        """``groups`` hold positions, none of them twice; ``seed`` is 0 to 2**63 - 1.
+
+        ``windows`` of each group let all of them take the shards in the same order, so that they are at the same ones.
+        """
         if global_batch < 1 or not groups or not all(len(group) for group in groups):
             raise ValueError(f"{len(groups)} groups in batches of {global_batch}: nothing may be empty")
         self.groups, self.global_batch = groups, global_batch
-        self._streams = [Stream(len(group), _group_seed(seed, group)) for group in groups]
+        self._streams = [
+            Stream(len(group), _group_seed(seed, group), windows[number] if windows else None, seed)
+            for number, group in enumerate(groups)
+        ]
         self.phases = [_phase(stream.seed) for stream in self._streams]
         """The u of each group, in 1 / 2**32."""
         # Times are whole numbers of 1 / (_PHASE * common) batches per sample, in which all that is needed is whole:

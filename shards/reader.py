@@ -1,8 +1,11 @@
 """The hot path: fields of chosen rows, read from known offsets straight into the caller's buffers."""
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +14,10 @@ from zlib_ng.zlib_ng import crc32
 from .cache import Cache
 from .columns import Column, Field
 from .errors import CacheError, DamageError
-from .files import open_plain, read_committed
+from .files import open_plain
 from .index import ENTRY, Entries, check_entries, load_index, present
 from .snapshot import ShardFile, Snapshot
+from .storage import Storage
 
 MAX_OPEN_FILES = 64
 """Shard files that one reader keeps open unless it is told otherwise; the one unused longest is closed first."""
@@ -43,6 +47,7 @@ class ColumnReader:
         self.column = pinned.column
         self.check_crc = check_crc
         self.max_open_files = max_open_files
+        self.is_local = snapshot.cache.storage.is_local
         self._snapshot = snapshot
         self.numbers = {field.name: j for j, field in enumerate(pinned.column.fields)}
         """Which of the column's fields each is."""
@@ -83,25 +88,34 @@ class ColumnReader:
         return [opened[shard] for shard in shards]
 
     def _open_file(self, file: ShardFile) -> int:
-        path = self._snapshot.cache.root / file.file
-        descriptor = open_plain(path)
+        path, storage = self._snapshot.cache.root / file.file, self._snapshot.cache.storage
+        if storage.is_local:
+            descriptor = open_plain(path)
+        else:
+            self._close_evicted()
+            descriptor = _brought(storage, path, {"file": file.file, "bytes": file.bytes, "sha256": file.sha256})
         size = os.fstat(descriptor).st_size
         if size != file.bytes:
             os.close(descriptor)
             raise DamageError(
                 f"{path} has {size:,} bytes, its commit says {file.bytes:,};"
-                f" run 'kcache verify {self._snapshot.cache.root}'"
+                f" run 'kcache verify {self._snapshot.cache.name}'"
             )
         return descriptor
+
+    def _close_evicted(self) -> None:
+        """Close files that made way for others in a local cache: their room is free only then."""
+        for shard in [shard for shard, opened in self._opened.items() if not os.fstat(opened).st_nlink]:
+            os.close(self._opened.pop(shard))
 
     def damage(self, position: int, field: str, what: str) -> DamageError:
         """The sentence for a field that cannot be read as it was committed."""
         shard, row = (int(n) for n in self._snapshot.rows[position])
-        root = self._snapshot.cache.root
+        cache = self._snapshot.cache
         sample = self._snapshot.cache.ids(shard)[row]
         return DamageError(
-            f"{root / self._files[shard].file}: field '{field}' of sample '{sample}': {what};"
-            f" run 'kcache verify {root} --deep'"
+            f"{cache.root / self._files[shard].file}: field '{field}' of sample '{sample}': {what};"
+            f" run 'kcache verify {cache.name} --deep'"
         )
 
 
@@ -134,10 +148,11 @@ class Rows:
 
         DamageError, naming shard and sample, when the bytes are not those that were committed.
         """
-        most = self._reader.max_open_files
-        for start in range(0, len(self), most):
-            some = self if len(self) <= most else self.only(range(start, min(start + most, len(self))))
-            some._read_into(field, outs[start : start + most])
+        if len(self) <= self._reader.max_open_files and self._reader.is_local:
+            self._read_into(field, outs)
+        else:
+            for which in self._pieces():
+                self.only(which)._read_into(field, [outs[i] for i in which])
 
     def read(self, i: int, field: str) -> npt.NDArray[np.generic]:
         """One field of the ``i``-th of the rows as a new array."""
@@ -147,6 +162,13 @@ class Rows:
         out = np.empty(nbytes, np.uint8)
         self.only([i]).read_into(field, [out.data])
         return out.view(spec.dtype).reshape(spec.shape_of(nbytes))
+
+    def _pieces(self) -> list[list[int]]:
+        """Rows whose files may be open at once: of a cache in a store one shard, as fetching it may push out others."""
+        if not self._reader.is_local:
+            return [np.flatnonzero(self._shards == shard).tolist() for shard in np.unique(self._shards)]
+        most = self._reader.max_open_files
+        return [list(range(start, min(start + most, len(self)))) for start in range(0, len(self), most)]
 
     def _read_into(self, field: str, outs: Sequence[memoryview]) -> None:
         """As `read_into`, of rows that lie in no more shards than may be open at once.
@@ -188,16 +210,32 @@ class Rows:
         return self._reader.damage(int(self._positions[i]), field, what)
 
 
+def _brought(storage: Storage, path: Path, reference: Mapping[str, Any]) -> int:
+    """A descriptor of a shard file, fetched again where it made way for others before it was opened."""
+    for _ in range(_PATIENCE):
+        storage.bring([reference])
+        if path.exists():
+            with contextlib.suppress(DamageError):
+                return open_plain(path)
+    raise CacheError(
+        f"{path} was pushed out {_PATIENCE} times before it could be read: other processes need the local cache too;"
+        " give a larger --local-cache-size"
+    )
+
+
+_PATIENCE = 100
+
+
 def read_null(cache: Cache, column: Column) -> Mapping[str, npt.NDArray[np.generic]]:
     """The null features of a column by field, checked against its record. CacheError when it has none."""
     if column.null is None:
-        raise CacheError(f"column '{column.name}' of {cache.root} has no null features")
-    data = read_committed(cache.root, column.null)
+        raise CacheError(f"column '{column.name}' of {cache.name} has no null features")
+    data = cache.read_committed(column.null)
     name = str(column.null["index"]["file"])
-    entries = load_index(read_committed(cache.root, column.null["index"]), name)
+    entries = load_index(cache.read_committed(column.null["index"]), name)
     check_entries(entries, column.fields, len(data), name)
     if present(entries).tolist() != [True]:
-        raise DamageError(f"{cache.root / name} is not of one row; run 'kcache verify {cache.root}'")
+        raise DamageError(f"{cache.root / name} is not of one row; run 'kcache verify {cache.name}'")
     arrays = {}
     for field, entry in zip(column.fields, entries[0], strict=True):
         start, nbytes = int(entry["offset"]), int(entry["nbytes"])

@@ -20,6 +20,7 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
     DamageError naming the file and the sample: what is damaged is never copied into a file with a right checksum.
     """
     entries = load_entries(cache, column, commit)
+    cache.storage.bring([commit.reference])
     data = read_plain(cache.root / commit.file, commit.bytes)
     found: dict[int, Row] = {}
     for i in rows:
@@ -30,7 +31,7 @@ def read_rows(cache: Cache, column: Column, commit: Commit, rows: Iterable[int])
             if len(raw) != nbytes or zlib.crc32(raw) != entry["crc32"]:
                 raise DamageError(
                     f"{cache.root / commit.file}: field '{field.name}' of sample '{cache.ids(commit.shard)[i]}' is"
-                    f" damaged; run 'kcache verify {cache.root} --deep'"
+                    f" damaged; run 'kcache verify {cache.name} --deep'"
                 )
             arrays[field.name] = np.frombuffer(raw, field.dtype).reshape(field.shape_of(nbytes))
         found[i] = arrays

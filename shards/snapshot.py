@@ -15,7 +15,7 @@ from .cache import Cache
 from .columns import Column
 from .commits import Commit, reference
 from .errors import CacheError, DamageError
-from .files import read_committed, read_plain
+from .files import read_plain
 from .index import ENTRY, Entries, check_entries, dump_index, index_size, load_index, present
 from .leases import reader_lease
 from .records import Record, digest, dump_record, integer, load_record
@@ -57,7 +57,7 @@ class Snapshot:
 
     def __init__(self, cache: Cache, columns: Sequence[str], *, partial: bool = False) -> None:
         """CacheError when a column lacks shards of the plan or has stale rows, unless ``partial`` leaves these out."""
-        self.cache = cache = Cache(cache.root)  # opened anew: what the caller's remembers of the plan may be old
+        self.cache = cache = cache.reopened()
         if lease := reader_lease(cache.root):
             weakref.finalize(self, lease.release)
         self.pinned = {name: _pin(cache, name) for name in columns}
@@ -65,21 +65,21 @@ class Snapshot:
         last = max((f.shard for p in self.pinned.values() for f in p.files), default=-1)
         if last >= cache.shard_count:
             raise DamageError(
-                f"{cache.root} has shard {last}, and {layout.plan(last)} is missing; run 'kcache verify {cache.root}'"
+                f"{cache.name} has shard {last}, and {layout.plan(last)} is missing; run 'kcache verify {cache.name}'"
             )
         missing = cache.shard_count - len(shards)
         if not shards or (missing and not partial):
             raise CacheError(
-                f"{cache.root}: {missing} of {cache.shard_count} shards lack {' or '.join(columns)};"
-                f" finish with 'kcache encode DATASET {cache.root}'"
+                f"{cache.name}: {missing} of {cache.shard_count} shards lack {' or '.join(columns)};"
+                f" finish with 'kcache encode DATASET {cache.name}'"
             )
         self.missing_shards = missing
         self.stale_rows = sum(pinned.stale for pinned in self.pinned.values())
         if self.stale_rows and not partial:
             of = ", ".join(f"{p.stale:,} in '{name}'" for name, p in self.pinned.items() if p.stale)
             raise CacheError(
-                f"{cache.root} has features of samples that have changed since ({of}): the last encode was cut off, or"
-                f" left these columns out by --columns; bring them up to date with 'kcache encode DATASET {cache.root}'"
+                f"{cache.name} has features of samples that have changed since ({of}): the last encode was cut off, or"
+                f" left these columns out by --columns; bring them up to date with 'kcache encode DATASET {cache.name}'"
             )
         state: dict[str, object] = {
             n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards] for n, p in self.pinned.items()
@@ -140,16 +140,17 @@ def _stated(cache: Cache, name: str, generations: dict[int, int]) -> list[list[i
         try:
             stat = os.lstat(cache.root / layout.commit(stem, shard, generation))
         except FileNotFoundError:
-            raise DamageError(f"{layout.commit(stem, shard, generation)} vanished from {cache.root}") from None
+            raise DamageError(f"{layout.commit(stem, shard, generation)} vanished from {cache.name}") from None
         stats.append([shard, generation, stat.st_size, stat.st_mtime_ns])
     return stats
 
 
 def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: dict[int, int]) -> PinnedColumn:
     files, parts, stale = [], [], 0
-    for shard, generation in generations.items():
-        commit = cache.commit(column.name, shard, generation)
-        entries = load_entries(cache, column, commit)
+    commits = [cache.commit(column.name, *commit) for commit in generations.items()]
+    cache.storage.bring([commit.index for commit in commits if commit.index])
+    for commit in commits:
+        shard, generation, entries = commit.shard, commit.generation, load_entries(cache, column, commit)
         if shard in edited:
             outdated = stale_rows(column, commit, cache.samples(shard, edited[shard]))
             entries = entries.copy()
@@ -165,9 +166,9 @@ def load_entries(cache: Cache, column: Column, commit: Commit) -> Entries:
     """The index of one shard file; DamageError unless it was committed, and is of these rows and fields."""
     if commit.index is None:
         path = cache.commit_path(column.name, commit.shard, commit.generation)
-        raise DamageError(f"{path} names no index; run 'kcache verify {cache.root}'")
+        raise DamageError(f"{path} names no index; run 'kcache verify {cache.name}'")
     name = str(commit.index["file"])
-    entries = load_index(read_committed(cache.root, commit.index), name)
+    entries = load_index(cache.read_committed(commit.index), name)
     check_entries(entries, column.fields, commit.bytes, name)
     if present(entries).tolist() != [key is not None for key in commit.keys]:
         raise DamageError(f"{name} has {len(entries):,} rows or gaps that are not those of its commit")

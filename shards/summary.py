@@ -56,6 +56,7 @@ class Summary:
 def summarize(cache: Cache) -> Summary:
     """Read the records of a cache; no features are read."""
     set_aside, captions, removed, forgotten = {}, 0, 0, 0
+    cache.bring_samples()
     generations = cache.commits(layout.SAMPLES)
     edited = {shard: generation for shard, generation in generations.items() if generation > 1}
     for row in itertools.chain.from_iterable(cache.samples(*commit) for commit in generations.items()):
@@ -67,7 +68,7 @@ def summarize(cache: Cache) -> Summary:
         if "set_aside" in row:
             set_aside[row["id"]] = row["set_aside"]
     return Summary(
-        path=str(cache.root),
+        path=cache.name,
         format_version=layout.FORMAT_VERSION,
         container=cache.container,
         shard_size=cache.shard_size,

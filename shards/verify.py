@@ -14,7 +14,7 @@ from .cache import Cache
 from .columns import Column
 from .commits import Commit
 from .dataset_options import dataset_options, dataset_records
-from .errors import CacheError
+from .errors import CacheError, DamageError
 from .files import open_plain
 from .index import Entries
 from .leases import reading
@@ -147,16 +147,14 @@ def _samples_faults(cache: Cache, commit: Commit, columns: dict[str, Column]) ->
 
 
 def _file_faults(cache: Cache, commit: Commit, columns: dict[str, Column], deep: bool) -> Iterator[tuple[str, str]]:
-    path = cache.root / commit.file
     try:
-        with open(open_plain(path), "rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) != commit.bytes:
-                yield commit.file, f"has {size:,} bytes, its commit says {commit.bytes:,}"
-                return
-            if commit.column == layout.SAMPLES:
-                cache.rows_of(commit)
-                return
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest() if deep else commit.sha256
+        if (size := _size(cache, commit)) != commit.bytes:
+            yield commit.file, f"has {size:,} bytes, its commit says {commit.bytes:,}"
+            return
+        if commit.column == layout.SAMPLES:
+            cache.rows_of(commit)
+            return
+        sha256 = _sha256(cache, commit) if deep else commit.sha256
     except (CacheError, OSError) as error:
         yield commit.file, str(error)
         return
@@ -168,6 +166,23 @@ def _file_faults(cache: Cache, commit: Commit, columns: dict[str, Column], deep:
         return
     if sha256 != commit.sha256:
         yield commit.file, f"does not match its sha256: {_lost(cache, commit, entries)}"
+
+
+def _size(cache: Cache, commit: Commit) -> int:
+    """Bytes of a shard file. DamageError where there is none, or no plain one."""
+    if cache.storage.is_local:
+        with open(open_plain(cache.root / commit.file), "rb") as file:
+            return os.fstat(file.fileno()).st_size
+    size = cache.storage.size(commit.file)
+    if size is None:
+        raise DamageError(f"{cache.name}/{commit.file} is missing")
+    return size
+
+
+def _sha256(cache: Cache, commit: Commit) -> str:
+    cache.storage.bring([commit.reference])
+    with open(open_plain(cache.root / commit.file), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lost(cache: Cache, commit: Commit, entries: Entries | None) -> str:

@@ -52,6 +52,8 @@ class EncodeConfig:
     replace_column: tuple[str, ...] = ()
     prune: bool = False
     license: str | None = None  # of the data, for the cache's card
+    local_cache: str | None = None  # for a cache in a store: see `LocalCache.default`
+    local_cache_size: str | None = None
 
     # The dataset.
     image_column: str | None = None

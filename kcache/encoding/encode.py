@@ -14,6 +14,8 @@ from kcache.shards import Cache, Column, KcacheError, UsageError, durable, keep_
 from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
 from kcache.shards.leases import writing
+from kcache.shards.local_cache import LocalCache, local_cache_for
+from kcache.shards.storage import Storage, open_storage
 
 from .columns import alpha_of, make_encoders
 from .config import DEFAULT_MAX_PIXELS, DEFAULT_SHARD_SIZE, EncodeConfig
@@ -50,18 +52,21 @@ def encode(
     was made otherwise and is not to be replaced, or when a feature is not a finite number.
     """
     started = time.monotonic()
-    root = Path(config.cache)
+    local = local_cache_for([config.cache], config.local_cache, config.local_cache_size)
     if config.license:
         require_license_name(config.license)
-    refuse_foreign_folder(root)
-    cache = salvaged or _open_cache(config)
+    storage = open_storage(config.cache, local)
+    storage.require_writable()
+    refuse_foreign_folder(storage)
+    cache = salvaged or _open_cache(config, storage, local)
     config = with_remembered(config, cache)
     scans = Scans(cache.root if cache else None, rehash=config.rehash)
     dataset = open_dataset(config.dataset, reading_options(config), scans)
     encoders = make_encoders(config, cache)
-    if root.resolve().is_relative_to(Path(config.dataset).resolve()):
+    root = storage.root
+    if storage.is_local and root.resolve().is_relative_to(Path(config.dataset).resolve()):
         logger.info("%s lies in the folder of its own dataset: nothing in it is taken for a picture", root)
-    run = _Run(config, cache, encoders, scans, only, shards)
+    run = _Run(config, cache, local, encoders, scans, only, shards)
     run.check_columns()
     try:
         run.go(dataset)
@@ -95,14 +100,14 @@ def _explained(error: OSError, root: Path) -> str | None:
     return None
 
 
-def _open_cache(config: EncodeConfig) -> Cache | None:
+def _open_cache(config: EncodeConfig, storage: Storage, local: LocalCache | None) -> Cache | None:
     """The cache if it exists, checked against what was asked for; a missing one is made after all other checks."""
-    root = Path(config.cache)
-    if not (root / layout.ROOT_RECORD).exists():
+    root = storage.name
+    if not storage.has(layout.ROOT_RECORD):
         if config.replace_column:
             raise UsageError(f"{root} is not made yet, so there is no column to replace; leave --replace-column out")
         return None
-    cache = Cache(root)
+    cache = Cache(config.cache, local)
     if config.format and config.format != cache.container:
         raise KcacheError(
             f"{root} holds .{cache.container} shards; name another cache folder for --format {config.format}"
@@ -122,6 +127,7 @@ class _Run:
 
     config: EncodeConfig
     cache: Cache | None
+    local: LocalCache | None
     encoders: dict[str, Encoder]
     scans: Scans
     only: frozenset[str] | None = None
@@ -159,7 +165,7 @@ class _Run:
                 elif self.config.dry_run:
                     self.replaced[name] = self.report.refused[name] = f"{how}: use --replace-column {name}"
                 else:
-                    raise KcacheError(different_column(self.cache.root, existing, encoder.column))
+                    raise KcacheError(different_column(self.cache.name, existing, encoder.column))
 
     def go(self, dataset: Dataset | StreamedDataset) -> None:
         """Find what there is to do and do it: at once, or window by window for a dataset that cannot be listed."""
@@ -232,9 +238,11 @@ class _Run:
         report.in_all = report.beginning + together([encoding, report.reading])
 
     def _encode(self, work: Work, dataset: Dataset, memory: Memory) -> None:
-        self.cache = cache = Cache.create(self.config.cache, shard_size=self.shard_size, container=self.container)
+        self.cache = cache = Cache.create(
+            self.config.cache, shard_size=self.shard_size, container=self.container, local=self.local
+        )
         if (cache.shard_size, cache.container) != (self.shard_size, self.container):
-            raise KcacheError(f"another process made {cache.root} with other shards meanwhile; run the command again")
+            raise KcacheError(f"another process made {cache.name} with other shards meanwhile; run the command again")
         with writing(cache.root):
             self._write(cache, work, dataset, memory)
 

@@ -24,7 +24,7 @@ def with_remembered(config: EncodeConfig, cache: Cache | None) -> EncodeConfig:
     kept = dataset_options(cache) if cache else {}
     if cache and (strange := [name for name in REMEMBERED if name in kept and type(kept[name]) is not _type(name)]):
         raise KcacheError(
-            f"{cache.root}/dataset says of {', '.join(strange)} what kcache never writes; encode into another folder"
+            f"{cache.name}/dataset says of {', '.join(strange)} what kcache never writes; encode into another folder"
         )
     given = {name: value for name in REMEMBERED if (value := getattr(config, _OF_CONFIG.get(name, name))) is not None}
     used = {name: kept[name] for name in REMEMBERED if name in kept and name not in given}

@@ -76,7 +76,7 @@ def _require_same(cache: Cache, column: Column) -> None:
         compared = compared or any(commit.keys)
     if compared:
         raise KcacheError(
-            f"the record of column '{column.name}' of {cache.root} is lost, and its features were made by other"
+            f"the record of column '{column.name}' of {cache.name} is lost, and its features were made by other"
             " options than these; name the checkpoint that they were made with, or encode into another folder"
         )
 

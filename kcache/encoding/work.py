@@ -63,6 +63,7 @@ def places(cache: Cache | None) -> Places:
     if cache is None:
         return {}
     found: Places = {}
+    cache.bring_samples()
     generations = cache.commits(layout.SAMPLES)  # listed once, not once for each shard
     for shard in range(cache.shard_count):
         known = shard in generations

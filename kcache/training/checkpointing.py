@@ -41,6 +41,8 @@ class TrainState:
     """The options that chose the samples (None in checkpoints of older versions)."""
     chosen: str | None = None
     """What names the samples that were trained on."""
+    windows: list[int | None] | None = None
+    """The shards of each cache that are shuffled at a time (None in checkpoints of older versions: all of them)."""
     best_loss: float | None = None
     best_step: int | None = None
     worse: int = 0

@@ -66,7 +66,7 @@ def choose_mixed(config: TrainConfig, snapshot: Snapshot) -> Chosen:
     """The samples of a further cache: all of them, but for those whose ids are held out."""
     chosen = _hold_out(config.validation_split, snapshot, np.arange(len(snapshot)))
     if not len(chosen.train):
-        raise KcacheError(f"{snapshot.cache.root} has no sample to mix in; see 'kcache info {snapshot.cache.root}'")
+        raise KcacheError(f"{snapshot.cache.name} has no sample to mix in; see 'kcache info {snapshot.cache.name}'")
     return chosen
 
 
@@ -111,7 +111,7 @@ def _hold_out(share: float, snapshot: Snapshot, positions: Positions) -> Chosen:
 def _where(expression: str, snapshot: Snapshot) -> Any:
     """Whether ``--where`` holds, for each position (shape ``(n,)``)."""
     where = Where(expression)
-    where.check(FIELDS, str(snapshot.cache.root))
+    where.check(FIELDS, snapshot.cache.name)
     kept = [where.keeps(row, f"sample '{row['id']}'") for row in _rows(snapshot)]
     logger.info("--where keeps %s of %s samples", f"{sum(kept):,}", f"{len(kept):,}")
     return np.array(kept, np.bool_)
@@ -127,7 +127,7 @@ def _listed(file: str, snapshot: Snapshot) -> Any:
             f"{len(lacking):,}",
             f"{len(wanted):,}",
             file,
-            snapshot.cache.root,
+            snapshot.cache.name,
             lacking[0],
         )
     return np.array([name in wanted for name in names], np.bool_)

@@ -17,11 +17,11 @@ def prior_columns(config: PriorConfig, cache: Cache) -> tuple[Column, list[Colum
     captionings = [name for name in cache.column_names() if cache.column(name).reads == "captions"]
     if not captionings:
         raise UsageError(
-            f"{cache.root} has no captions; add them with 'kcache encode DATASET {cache.root} --columns text'"
+            f"{cache.name} has no captions; add them with 'kcache encode DATASET {cache.name} --columns text'"
         )
     if config.text_column not in captionings:
         raise UsageError(
-            f"{cache.root} has no captions in a column '{config.text_column}';"
+            f"{cache.name} has no captions in a column '{config.text_column}';"
             f" choose {' or '.join(f'--text-column {name}' for name in captionings)}"
         )
     # Only the names of buckets have a resolution in them.
@@ -55,8 +55,8 @@ def _columns(
     missing = [name(view) for name in names for view in views if view != View() and name(view) not in have]
     if missing:
         raise UsageError(
-            f"{cache.root} lacks {', '.join(missing)} (it has: {', '.join(have) or 'none'});"
-            f" add what is missing with 'kcache encode DATASET {cache.root}{options}'"
+            f"{cache.name} lacks {', '.join(missing)} (it has: {', '.join(have) or 'none'});"
+            f" add what is missing with 'kcache encode DATASET {cache.name}{options}'"
         )
     kinds = [[cache.column(name(view)) for view in views] for name in names]
     for first, *others in kinds:
@@ -72,29 +72,29 @@ def _require_resolution(config: DecoderConfig, cache: Cache) -> None:
     names = (name.removeprefix("latents-") for name in have if name.startswith("latents-"))
     sizes = sorted((name for name in names if name.isdigit() or name.endswith(f"-{BUCKETS}")), key=len)
     squares = [size for size in sizes if size.isdigit()]
-    hint = f"use --resolution {squares[0]}" if squares else f"run 'kcache encode DATASET {cache.root}'"
+    hint = f"use --resolution {squares[0]}" if squares else f"run 'kcache encode DATASET {cache.name}'"
     if View(BUCKETS).latents_column(resolution) in have:
         hint = "use --buckets"
     raise UsageError(
-        f"{cache.root} has no latents at {resolution} px (it has: {', '.join(sizes) or 'none'}); {hint},"
-        f" or add them with 'kcache encode DATASET {cache.root} --resolution {resolution}'"
+        f"{cache.name} has no latents at {resolution} px (it has: {', '.join(sizes) or 'none'}); {hint},"
+        f" or add them with 'kcache encode DATASET {cache.name} --resolution {resolution}'"
     )
 
 
 def require_same_columns(caches: Sequence[Cache], columns: Sequence[Sequence[Column]]) -> None:
     """Caches that are mixed hold the same columns, by the same encoders and stored alike; KcacheError otherwise."""
-    first, names = caches[0].root, [column.name for column in columns[0]]
+    first, names = caches[0].name, [column.name for column in columns[0]]
     for cache, others in zip(caches[1:], columns[1:], strict=True):
         if [other.name for other in others] != names:
             have = ", ".join(other.name for other in others)
             raise KcacheError(
-                f"{cache.root} would be read by its columns {have} and {first} by {', '.join(names)}; encode both with"
+                f"{cache.name} would be read by its columns {have} and {first} by {', '.join(names)}; encode both with"
                 " the same views"
             )
         for column, other in zip(columns[0], others, strict=True):
             if found := _differences(other, column):
                 raise KcacheError(
-                    f"column '{other.name}' of {cache.root} was encoded otherwise than that of {first}"
+                    f"column '{other.name}' of {cache.name} was encoded otherwise than that of {first}"
                     f" ({'; '.join(found)}), so they cannot be mixed; encode one anew like the other, into another"
                     " folder"
                 )
@@ -105,9 +105,9 @@ def _require_alike(cache: Cache, column: Column, others: Sequence[Column]) -> No
     for other in others:
         if differences := _differences(column, other):
             raise KcacheError(
-                f"column '{column.name}' of {cache.root} was encoded otherwise than '{other.name}'"
+                f"column '{column.name}' of {cache.name} was encoded otherwise than '{other.name}'"
                 f" ({'; '.join(differences)}), so they are not views of one picture; encode the second like the first"
-                f" with 'kcache encode DATASET {cache.root} --replace-column {other.name}'"
+                f" with 'kcache encode DATASET {cache.name} --replace-column {other.name}'"
             )
 
 

@@ -41,6 +41,8 @@ class TrainConfig:
     partial: bool = False
     ignore_encoder_mismatch: bool = False
     check_crc: bool = True
+    local_cache: str | None = None  # for caches in a store: see `LocalCache.default`
+    local_cache_size: str | None = None
 
     # The update
     train_batch_size: int = 1

@@ -44,6 +44,10 @@ class DecoderSource:
         """Each sample is read at its own position."""
         return chosen
 
+    def samples_of(self, positions: Positions) -> Positions:
+        """Each sample is read at its own position."""
+        return positions
+
     def sample_of(self, position: int) -> int:
         """Each sample is read at its own position."""
         return position

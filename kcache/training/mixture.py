@@ -6,13 +6,15 @@ from fractions import Fraction
 import numpy as np
 
 from kcache.progress import logger
-from kcache.shards import BatchOrder, Cache, KcacheError, MixedOrder, Snapshot, UsageError
+from kcache.shards import BatchOrder, Cache, KcacheError, MixedOrder, Snapshot, UsageError, Windows
+from kcache.shards.local_cache import LocalCache, local_cache_for
 from kcache.shards.records import digest
 
 from .chosen import choose, choose_mixed
 from .config import TrainConfig
 from .samples import Positions, Samples
 from .sources import Source
+from .windows import WindowSizes
 
 Order = BatchOrder | MixedOrder
 
@@ -25,7 +27,14 @@ def open_caches(config: TrainConfig) -> list[Cache]:
             f"--mix gives {sum(shares):g} of all samples to other caches and leaves none to {config.cache}; give shares"
             " that add up to less than 1"
         )
-    return [Cache(config.cache), *(Cache(root) for root, _ in config.mix)]
+    local = local_cache_of(config)
+    return [Cache(config.cache, local), *(Cache(root, local) for root, _ in config.mix)]
+
+
+def local_cache_of(config: TrainConfig) -> LocalCache | None:
+    """Where shards of caches in a store are kept; None where all are local folders."""
+    names = [config.cache, *(root for root, _ in config.mix)]
+    return local_cache_for(names, config.local_cache, config.local_cache_size)
 
 
 def open_snapshots(caches: Sequence[Cache], columns: Sequence[str], *, partial: bool) -> list[Snapshot]:
@@ -35,7 +44,7 @@ def open_snapshots(caches: Sequence[Cache], columns: Sequence[str], *, partial: 
         snapshot = Snapshot(cache, columns, partial=partial)
         if len(snapshot) == 0:
             raise KcacheError(
-                f"{cache.root} has no sample with {' and '.join(columns)}; 'kcache info {cache.root}' says why"
+                f"{cache.name} has no sample with {' and '.join(columns)}; 'kcache info {cache.name}' says why"
             )
         snapshots.append(snapshot)
     return snapshots
@@ -44,7 +53,11 @@ def open_snapshots(caches: Sequence[Cache], columns: Sequence[str], *, partial: 
 class Mixture:
     """The samples of a run: of the first snapshot those chosen and held out, of the others their shares."""
 
-    def __init__(self, config: TrainConfig, snapshots: Sequence[Snapshot], seed: int) -> None:
+    def __init__(
+        self, config: TrainConfig, snapshots: Sequence[Snapshot], seed: int, windows: WindowSizes | None = None
+    ) -> None:
+        """``windows`` are the shards of each cache that are shuffled at a time (None: all of them)."""
+        self.windows = windows or [None] * len(snapshots)
         self.samples = Samples(snapshots)
         first, *others = snapshots
         chosen = [choose(config, first, seed), *(choose_mixed(config, other) for other in others)]
@@ -66,16 +79,24 @@ class Mixture:
 
     def order(self, source: Source, global_batch: int, seed: int) -> Order:
         """Global batches of the samples to train on, each of one shape."""
-        orders = [
-            BatchOrder(_within(source.groups, source.of_samples(positions)), global_batch, seed)
-            for positions in self.train
-        ]
+        orders = []
+        for part, positions in enumerate(self.train):
+            groups = _within(source.groups, source.of_samples(positions))
+            orders.append(BatchOrder(groups, global_batch, seed, self._windows(part, source, groups)))
         if len(orders) == 1:
             return orders[0]
         several = len(source.groups) > 1
         if several:
             logger.info("caches are mixed update by update, since the latents of an update have one shape")
         return MixedOrder(orders, self.shares, whole_batches=several)
+
+    def _windows(self, part: int, source: Source, groups: Sequence[Positions]) -> list[Windows] | None:
+        """The windows of each group of one cache."""
+        size, snapshot = self.windows[part], self.samples.snapshots[part]
+        if size is None:
+            return None
+        first, shards = int(self.samples.positions(part)[0]), snapshot.rows[:, 0]
+        return [Windows(shards[source.samples_of(group) - first], snapshot.cache.shard_count, size) for group in groups]
 
 
 def _within(groups: Sequence[Positions], positions: Positions) -> list[Positions]:

@@ -80,8 +80,12 @@ class PriorSource:
         ranges = [np.arange(self._ends[sample] - self._captions[sample], self._ends[sample]) for sample in chosen]
         return np.concatenate([np.zeros(0, np.int64), *ranges])
 
+    def samples_of(self, positions: Positions) -> Positions:
+        """The sample of each position; with all captions the one that has this caption."""
+        return positions if self._ends is None else np.searchsorted(self._ends, positions, side="right")
+
     def sample_of(self, position: int) -> int:
-        """The sample of a position; with all captions the one that has this caption."""
+        """The sample of one position."""
         return position if self._ends is None else int(np.searchsorted(self._ends, position, side="right"))
 
     def allocate(self, batch_size: int, pin: bool) -> Buffers:

@@ -12,6 +12,7 @@ from kcache.progress import bar, logger
 from kcache.shards import KcacheError, Snapshot
 
 from . import checkpointing
+from .ahead import Ahead
 from .assembly import in_use, make_loop, tensors_of
 from .config import DecoderConfig, PriorConfig
 from .divergence import Divergence
@@ -19,14 +20,14 @@ from .feeder import Feeder
 from .loop import After, Progress
 from .memory import apply_memory_options
 from .metrics import Metrics
-from .mixture import Mixture
+from .mixture import Mixture, local_cache_of
 from .outcome import Outcome
 from .probe import probe_loss
 from .run_record import cache_record
 from .shapes import report_groups
 from .sharding import is_sharded, whole_state_dict
 from .stages import Stage
-from .start import first_state, make_geometry, make_seed, resumed_state
+from .start import first_state, make_geometry, make_seed, make_windows, resumed_state
 from .stopping import ECHO, StopTogether, finish_step_on_signal
 from .validating import is_over, make_validating
 from .validation_steps import validation_steps
@@ -78,7 +79,8 @@ class TrainingRun:
         saved = checkpointing.load_state(resumed) if resumed else None
         self.geometry = make_geometry(config, accelerator, saved)
         seed = make_seed(config, accelerator, saved)
-        self.mixture = Mixture(config, snapshots, seed)
+        self.local = local_cache_of(config)
+        self.mixture = Mixture(config, snapshots, seed, make_windows(snapshots, self.local, saved))
         self.state = first_state(config, stage, self.mixture, self.geometry, seed)
         self.outcome = Outcome(config, stage, weights)
         weights.prepare(stage.model, seed)
@@ -132,7 +134,8 @@ class TrainingRun:
         with (
             bar(self.max_steps, "step", f"train {self.stage.name}", initial=first, shown=main) as progress,
             finish_step_on_signal(ECHO if self.accelerator.num_processes > 1 else 0.0) as asked_to_stop,
-            Feeder(self.source, batches, config.train_batch_size, self.accelerator.device) as feeder,
+            self._ahead(first) as ahead,
+            Feeder(self.source, ahead.following(batches), config.train_batch_size, self.accelerator.device) as feeder,
         ):
 
             def validate(step: int) -> None:
@@ -184,6 +187,12 @@ class TrainingRun:
             checkpoint=str(last_saved) if last_saved else None,
             is_main=main,
         )
+
+    def _ahead(self, first: int) -> Ahead:
+        """One process of each machine fetches ahead for all of them: they read the same shards at the same time."""
+        order = self.mixture.order(self.source, self.geometry.global_batch, self.state.seed)
+        steps, wanted = range(first, self.max_steps), self.accelerator.is_local_main_process
+        return Ahead(self.mixture.samples, self.source, order, steps, self.local, wanted=wanted)
 
     def _finish(self, step: int) -> float | None:
         """Write the result: with ``--early-stopping`` the best point, else the last, whose probe is returned."""

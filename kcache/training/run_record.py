@@ -44,7 +44,8 @@ def cache_record(snapshot: Snapshot, **more: Any) -> dict[str, Any]:
     made = {
         name: {"fingerprint": column.fingerprint, "from": column.notes.get("from")} for name, column in columns.items()
     }
-    root = str(snapshot.cache.root.resolve())
+    cache = snapshot.cache
+    root = str(cache.root.resolve()) if cache.storage.is_local else cache.name
     return {"root": root, "snapshot": snapshot.digest, "samples": len(snapshot), "columns": made, **more}
 
 

@@ -102,7 +102,7 @@ def _read_rows(snapshot: Snapshot, name: str, check_crc: bool) -> Rows:
     stored = reader.nbytes("latents")
     nbytes = rows.prod(axis=1, dtype=np.int64) * reader.field("latents").row_bytes
     if (wrong := np.flatnonzero((nbytes != stored) | (rows < 1).any(axis=1))).size:
-        at, root = int(wrong[0]), snapshot.cache.root
+        at, root = int(wrong[0]), snapshot.cache.name
         raise DamageError(
             f"sample '{_sample(snapshot, at)}' has a shape of {_show(rows[at])} and latents of {int(stored[at]):,}"
             f" bytes in column '{name}' of {root}; run 'kcache verify {root} --deep'"
@@ -112,7 +112,7 @@ def _read_rows(snapshot: Snapshot, name: str, check_crc: bool) -> Rows:
 
 def _refuse_different(snapshot: Snapshot, name: str, rows: Rows, other_name: str, other_rows: Rows) -> None:
     if (different := np.flatnonzero((rows != other_rows).any(axis=1))).size:
-        at, root = int(different[0]), snapshot.cache.root
+        at, root = int(different[0]), snapshot.cache.name
         raise KcacheError(
             f"columns '{name}' and '{other_name}' of {root} have latents of different shapes (sample"
             f" '{_sample(snapshot, at)}': {_show(rows[at])} and {_show(other_rows[at])}); encode the second like the"

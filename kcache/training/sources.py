@@ -55,8 +55,11 @@ class Source(Protocol):
     def of_samples(self, chosen: Positions) -> Positions:
         """The positions at which the samples at positions ``chosen`` of `Samples` are read: one or more for each."""
 
+    def samples_of(self, positions: Positions) -> Positions:
+        """Which position of `Samples` each position of this source reads: the inverse of `of_samples`."""
+
     def sample_of(self, position: int) -> int:
-        """Which position of `Samples` a position of this source reads."""
+        """The same of one position."""
 
     def allocate(self, batch_size: int, pin: bool) -> Buffers:
         """Buffers for the largest batch there can be; ``pin`` locks their pages for copies to a GPU."""

@@ -10,6 +10,7 @@ import torch
 
 from kcache.progress import logger
 from kcache.shards import Snapshot
+from kcache.shards.local_cache import LocalCache
 
 from .changes import describe_changes
 from .checkpointing import TrainState, refuse_other
@@ -18,6 +19,7 @@ from .config import TrainConfig
 from .loop import Geometry
 from .mixture import Mixture
 from .stages import Stage
+from .windows import WindowSizes, kept_sizes, window_sizes
 
 
 def make_geometry(config: TrainConfig, accelerator: Any, saved: TrainState | None) -> Geometry:
@@ -51,6 +53,14 @@ def make_seed(config: TrainConfig, accelerator: Any, saved: TrainState | None) -
     return int(broadcast(torch.tensor(secrets.randbits(31), device=accelerator.device)).item())
 
 
+def make_windows(snapshots: Sequence[Snapshot], local: LocalCache | None, saved: TrainState | None) -> WindowSizes:
+    """What fits into the local cache, or as the run that is gone on with has it: it is part of the order."""
+    fitting = window_sizes(snapshots, local)
+    if saved is None or len(saved.windows or fitting) != len(fitting):  # of other caches: it is refused further on
+        return fitting
+    return kept_sizes(saved.windows or [None] * len(snapshots), fitting)
+
+
 def first_state(config: TrainConfig, stage: Stage, mixture: Mixture, geometry: Geometry, seed: int) -> TrainState:
     """A run before its first update."""
     first, *others = mixture.samples.snapshots
@@ -66,6 +76,7 @@ def first_state(config: TrainConfig, stage: Stage, mixture: Mixture, geometry: G
         mixed=[other.digest for other in others],
         selection=selection_record(config),
         chosen=mixture.digest,
+        windows=mixture.windows,
     )
 
 
@@ -92,5 +103,5 @@ def _changes(saved: TrainState, now: TrainState, snapshots: Sequence[Snapshot]) 
     if saved.snapshot != now.snapshot:
         changes.append(describe_changes(saved.generations, saved.samples, snapshots[0]))
     mixed = zip(saved.mixed, now.mixed, snapshots[1:], strict=False)
-    changes += [f"{snapshot.cache.root} has changed" for old, new, snapshot in mixed if old != new]
+    changes += [f"{snapshot.cache.name} has changed" for old, new, snapshot in mixed if old != new]
     return "; ".join(changes)

@@ -44,7 +44,7 @@ def train(config: PriorConfig | DecoderConfig) -> TrainReport:
         stage = make_stage(config, *caches)
         weights = make_weights(config, stage.subfolder)
         snapshots = open_snapshots(caches, stage.columns, partial=config.partial)
-        seen = {f"the cache {snapshot.cache.root} in state": snapshot.digest[:12] for snapshot in snapshots}
+        seen = {f"the cache {snapshot.cache.name} in state": snapshot.digest[:12] for snapshot in snapshots}
         require_agreement(accelerator, {"the checkpoint to go on from": str(resumed), **seen})
         return TrainingRun(config, accelerator, stage, weights, snapshots, resumed).train()
 
