@@ -1,9 +1,8 @@
 """The hot path: fields of chosen rows, read from known offsets straight into the caller's buffers."""
 
 import contextlib
-import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,14 @@ from zlib_ng.zlib_ng import crc32
 from .cache import Cache
 from .columns import Column, Field
 from .errors import CacheError, DamageError
-from .files import open_plain
+from .files import open_plain, read_at
 from .index import ENTRY, Entries, check_entries, load_index, present
-from .snapshot import ShardFile, Snapshot
+from .pinned import ShardFile
+from .snapshot import Snapshot
 from .storage import Storage
 
 MAX_OPEN_FILES = 64
 """Shard files that one reader keeps open unless it is told otherwise; the one unused longest is closed first."""
-
-
-def _seek_and_read(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
-    """What ``os.preadv`` does for one buffer, in two calls: Windows and older macOS do not have it."""
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    with io.FileIO(descriptor, closefd=False) as file:
-        return file.readinto(buffers[0])
-
-
-_read_at: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _seek_and_read)
 
 
 class ColumnReader:
@@ -51,8 +41,7 @@ class ColumnReader:
         self._snapshot = snapshot
         self.numbers = {field.name: j for j, field in enumerate(pinned.column.fields)}
         """Which of the column's fields each is."""
-        self._entries = pinned.entries[snapshot.ordinals(name)]
-        self._files = {file.shard: file for file in pinned.files}
+        self._name, self._pinned = name, pinned
         self._opened: dict[int, int] = {}
 
     def field(self, name: str) -> Field:
@@ -61,12 +50,14 @@ class ColumnReader:
 
     def nbytes(self, field: str) -> npt.NDArray[np.uint32]:
         """Stored bytes of one field for every position (shape ``(n,)``), known without reading."""
-        return np.asarray(self._entries["nbytes"][:, self.numbers[field]])
+        entries = self._pinned.entries["nbytes"][:, self.numbers[field]]
+        return np.asarray(entries[self._snapshot.lookup(self._name, np.arange(len(self._snapshot)))[1]])
 
-    def rows(self, positions: Sequence[int]) -> "Rows":
+    def rows(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> "Rows":
         """Look up the rows at some positions, such as a batch, at once."""
         at = np.asarray(positions, np.int64)
-        return Rows(self, at, self._entries[at], self._snapshot.rows[at, 0])
+        shards, ordinals = self._snapshot.lookup(self._name, at)
+        return Rows(self, at, self._pinned.stored.take(ordinals), shards)
 
     def read(self, position: int, field: str) -> npt.NDArray[np.generic]:
         """One field of one row as a new array."""
@@ -82,7 +73,7 @@ class ColumnReader:
         opened = self._opened
         for shard in dict.fromkeys(shards):
             descriptor = opened.pop(shard, None)
-            opened[shard] = self._open_file(self._files[shard]) if descriptor is None else descriptor
+            opened[shard] = self._open_file(self._pinned.file(shard)) if descriptor is None else descriptor
         while len(opened) > self.max_open_files:
             os.close(opened.pop(next(iter(opened))))
         return [opened[shard] for shard in shards]
@@ -110,11 +101,11 @@ class ColumnReader:
 
     def damage(self, position: int, field: str, what: str) -> DamageError:
         """The sentence for a field that cannot be read as it was committed."""
-        shard, row = (int(n) for n in self._snapshot.rows[position])
+        shard, row = self._snapshot.place(position)
         cache = self._snapshot.cache
         sample = self._snapshot.cache.ids(shard)[row]
         return DamageError(
-            f"{cache.root / self._files[shard].file}: field '{field}' of sample '{sample}': {what};"
+            f"{cache.root / self._pinned.file(shard).file}: field '{field}' of sample '{sample}': {what};"
             f" run 'kcache verify {cache.name} --deep'"
         )
 
@@ -181,7 +172,7 @@ class Rows:
             if len(out) != nbytes[i]:
                 raise self._damage(i, field, f"{len(out):,} of {nbytes[i]:,} bytes were asked for")
         try:
-            counts = [_read_at(*one) for one in zip(descriptors, [[out] for out in outs], offsets, strict=True)]
+            counts = [read_at(*one) for one in zip(descriptors, [[out] for out in outs], offsets, strict=True)]
         except (OSError, OverflowError):  # a bad sector, or a place that no file has
             raise self._unreadable(field, descriptors, outs, offsets) from None
         if counts != nbytes:
@@ -197,7 +188,7 @@ class Rows:
         """Which of the rows cannot be read, found by reading them again."""
         for i, (descriptor, out, offset) in enumerate(zip(descriptors, outs, offsets, strict=True)):
             try:
-                _read_at(descriptor, [out], offset)
+                read_at(descriptor, [out], offset)
             except (OSError, OverflowError) as error:
                 return self._damage(i, field, f"it cannot be read ({error})")
         return self._damage(0, field, "it, or another that was read with it, could not be read at first")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from kcache.shards import Field, read_null
@@ -71,7 +72,7 @@ class DecoderSource:
         filled = self.read(buffers, batch)
         draw_noise(self._draws, filled, batch, self._reading.timesteps)
         if self._reading.loss_weights is not None:
-            weigh(self._samples, self._reading.loss_weights, filled, batch.positions)
+            weigh(self._samples, self._reading.loss_weights, filled, np.asarray(batch.positions))
         return filled
 
     def read(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
@@ -80,7 +81,7 @@ class DecoderSource:
         filled = first(buffers, len(batch.positions))
         filled |= {name: beginning(buffers[name], shape) for name in ("latents", "noise")}
         latents, images = rows_of(filled["latents"]), rows_of(filled["image_embeds"])
-        dropped = [i for i, slot in enumerate(batch.slots) if self._is_dropped(batch.step, slot)]
+        dropped = {i for i, slot in enumerate(batch.slots) if self._is_dropped(batch.step, slot)}
         for (of_picture, of_clip), chosen in drawn(self._views, self._draws, batch):
             of_picture.rows([batch.positions[i] for i in chosen]).read_into("latents", [latents[i] for i in chosen])
             kept = [i for i in chosen if i not in dropped]

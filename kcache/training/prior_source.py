@@ -109,23 +109,22 @@ class PriorSource:
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
         """Read a micro-batch and draw for it."""
-        positions = [self.sample_of(position) for position in batch.positions]
         filled = self.read(buffers, batch)
         draw_noise(self._draws, filled, batch, self._reading.timesteps)
         if self._reading.loss_weights is not None:
-            weigh(self._samples, self._reading.loss_weights, filled, positions)
+            weigh(self._samples, self._reading.loss_weights, filled, self.samples_of(np.asarray(batch.positions)))
         return filled
 
     def read(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
         """Read a micro-batch; hidden states are (B, L, D), L the longest caption drawn, zero after each one's end."""
-        samples = [self.sample_of(position) for position in batch.positions]
+        samples = self.samples_of(np.asarray(batch.positions))
         text = self._text.rows(samples)
         spans = self._spans(batch, text)
         filled = self._first(buffers, len(samples), max(spans.tokens))
         self._read_text(text, spans, filled)
         images = rows_of(filled["image_embeds"])
         for reader, chosen in drawn(self._images, self._draws, batch):
-            reader.rows([samples[i] for i in chosen]).read_into("image_embeds", [images[i] for i in chosen])
+            reader.rows(samples[chosen]).read_into("image_embeds", [images[i] for i in chosen])
         return filled
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ class Reader(Protocol):
     def nbytes(self, field: str) -> npt.NDArray[np.uint32]:
         """Stored bytes of one field for every position."""
 
-    def rows(self, positions: Sequence[int]) -> Rows:
+    def rows(self, positions: Sequence[int] | Positions) -> Rows:
         """The rows at some positions, such as a batch."""
 
     def close(self) -> None:
@@ -72,13 +72,13 @@ class Samples:
     def id(self, position: int) -> str:
         """The id of a sample as it is now called."""
         part, at = self.place(position)
-        shard, row = (int(n) for n in self.snapshots[part].rows[at])
+        shard, row = self.snapshots[part].place(at)
         return self.snapshots[part].cache.ids(shard)[row]
 
     def caption(self, position: int) -> str:
         """The first caption of a sample."""
         part, at = self.place(position)
-        shard, row = (int(n) for n in self.snapshots[part].rows[at])
+        shard, row = self.snapshots[part].place(at)
         return str(self.snapshots[part].cache.samples(shard)[row]["captions"][0])
 
     def open(self, names: Sequence[str], *, check_crc: bool) -> list[Reader]:
@@ -103,7 +103,7 @@ class _Joined:
     def nbytes(self, field: str) -> npt.NDArray[np.uint32]:
         return np.concatenate([reader.nbytes(field) for reader in self._readers])
 
-    def rows(self, positions: Sequence[int]) -> Rows:
+    def rows(self, positions: Sequence[int] | Positions) -> Rows:
         at = np.asarray(positions, np.int64)
         parts = np.searchsorted(self._starts, at, side="right") - 1
         found: dict[int, Rows] = {}

@@ -127,5 +127,5 @@ def _show(shape: Rows) -> str:
 
 def _sample(snapshot: Snapshot, position: int) -> str:
     """The id of the sample at a position."""
-    shard, row = (int(place) for place in snapshot.rows[position])
+    shard, row = snapshot.place(position)
     return snapshot.cache.ids(shard)[row]

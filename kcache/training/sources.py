@@ -103,9 +103,9 @@ def draw_noise(draws: Draws, buffers: Buffers, batch: MicroBatch, timesteps: int
         steps[i] = among[draws.integer(batch.step, slot, TIMESTEP, len(among))]
 
 
-def weigh(samples: Samples, loss_weights: Sequence[float], buffers: Buffers, positions: Sequence[int]) -> None:
+def weigh(samples: Samples, loss_weights: Sequence[float], buffers: Buffers, positions: Positions) -> None:
     """Fill ``weights`` with what each sample counts in the loss."""
-    parts = samples.part_of(np.asarray(positions))
+    parts = samples.part_of(positions)
     buffers["weights"].numpy()[:] = np.asarray(loss_weights, np.float32)[parts]
 
 
