@@ -33,7 +33,7 @@ class Snapshot:
         self.cache = cache = cache.reopened()
         if lease := reader_lease(cache.root):
             weakref.finalize(self, lease.release)
-        self.pinned = {name: _pin(cache, name) for name in columns}
+        self.pinned = _pin(cache, columns)
         tables = [pinned.table["shard"] for pinned in self.pinned.values()]
         self._shards = reduce(np.intersect1d, tables)
         last = max((int(table[-1]) for table in tables if len(table)), default=-1)
@@ -126,18 +126,27 @@ class Snapshot:
         return starts, absent - np.arange(len(absent))
 
 
-def _pin(cache: Cache, name: str) -> PinnedColumn:
-    """Read a column's current commits, through the derived copy in ``index/`` where that is up to date."""
-    column, generations = cache.column(name), cache.commits(name)
+def _pin(cache: Cache, names: Sequence[str]) -> dict[str, PinnedColumn]:
+    """Read the current commits of some columns, through the derived copies in ``index/`` that are up to date."""
+    columns = {name: cache.column(name) for name in names}
+    current = {name: cache.commits(name) for name in names}
+    samples = cache.commits(layout.SAMPLES)
+    pinned = {name: _pin_one(cache, columns[name], current[name], samples) for name in names}
+    if any(cache.stem(name) != column.stem for name, column in columns.items()):
+        return _pin(cache, names)  # A column was replaced meanwhile.
+    return pinned
+
+
+def _pin_one(cache: Cache, column: Column, generations: dict[int, int], samples: dict[int, int]) -> PinnedColumn:
     # Features newer than their samples: the samples' last commit was lost.
-    edited = {shard: g for shard, g in cache.commits(layout.SAMPLES).items() if g > 1 or generations.get(shard, 0) > g}
-    state = digest([[_stated(cache, n, commits)] for n, commits in ((name, generations), (layout.SAMPLES, edited))])
-    derived = load_derived(cache, name, state, column)
+    edited = {shard: g for shard, g in samples.items() if g > 1 or generations.get(shard, 0) > g}
+    state = digest(
+        [[_stated(cache, n, commits)] for n, commits in ((column.name, generations), (layout.SAMPLES, edited))]
+    )
+    derived = load_derived(cache, column.name, state, column)
     if derived is None:
         derived = _gather(cache, column, generations, edited)
-        store_derived(cache, name, state, derived)
-    if cache.stem(name) != column.stem:
-        return _pin(cache, name)  # The column was replaced meanwhile.
+        store_derived(cache, column.name, state, derived)
     return derived
 
 
