@@ -24,8 +24,8 @@ test: browser lint ## everything that CI checks: lint, types, all tests, the whe
 quick: $(STAMP) ## the tests that take seconds and need no browser
 	@$(BIN)/python -m pytest -q -m "not slow and not browser and not torture"
 
-torture: $(STAMP) ## all the kills, power failures, failing disks and damage there are: a quarter of an hour on an idle machine
-	@$(BIN)/python -m pytest -q -m torture
+torture: $(STAMP) ## all the kills, power failures, failing disks and damage there are, in two processes; a table at the end
+	@$(BIN)/python -m pytest -v -n 2 --dist worksteal -m torture
 
 browser: ## see to Chromium and its driver, with which the tests open the page of kcache report
 	@sh tests/get_browser.sh

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice, WholeNumber, make_config
+from kcache.cli.say import say
 from kcache.cli.shell import stopped_by_sigterm
 from kcache.cli.sizes import count
 
@@ -34,10 +35,10 @@ def convert(**options: Any) -> None:
     with stopped_by_sigterm():
         report = convert_cache(make_config(ConvertConfig, options))
     if not report.written:
-        click.echo(f"{report.to} holds all of it already: nothing was written.")
+        say(f"{report.to} holds all of it already: nothing was written.")
         return
-    click.echo(
+    say(
         f"Wrote {report.to}: {count(report.samples, 'sample')}, {', '.join(report.columns)}"
         f" ({count(report.written, 'file')})."
     )
-    click.echo(f"Next: kcache diff {options['cache']} {report.to}")
+    say(f"Next: kcache diff {options['cache']} {report.to}")

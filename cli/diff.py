@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kcache.cli.say import say
 from kcache.cli.sizes import count
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def diff(first: str, second: str, deep: bool, as_json: bool, exit_code: bool) ->
         click.echo(json.dumps({"differs": found.differs, **asdict(found)}, indent=1))
     else:
         for line in _lines(found):
-            click.echo(line)
+            say(line)
     return int(exit_code and found.differs)
 
 

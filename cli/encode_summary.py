@@ -4,8 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
+from kcache.cli.say import say
 from kcache.cli.sizes import count, duration, size
 
 if TYPE_CHECKING:
@@ -30,18 +29,18 @@ def print_dry_run(config: "EncodeConfig", report: "EncodeReport") -> None:
         ]
         why = ", ".join(f"{n:,} {reason}" for n, reason in reasons if n) or "nothing to do"
         verb = "would refuse" if name in report.refused else "would encode"
-        click.echo(
+        say(
             f"{name:{width}} {verb} {count(cost.samples, 'sample')}, about {size(cost.disk)} on disk"
             f" ({size(cost.bytes)} of features), in about {duration(cost.seconds)}: {why}"
         )
     disk, features = (sum(getattr(cost, key) for cost in report.estimates.values()) for key in ("disk", "bytes"))
-    click.echo(
+    say(
         f"{'total':{width}} about {size(disk)} on disk ({size(features)} of features), in about"
         f" {duration(report.in_all)} here, {duration(report.beginning)} of it to begin and"
         f" {duration(report.reading)} to read pictures; nothing was written"
     )
     for name, why in report.refused.items():
-        click.echo(f"{name} was encoded otherwise: {why}")
+        say(f"{name} was encoded otherwise: {why}")
     _print_reasons(report)
     _print_warnings(config, report)
 
@@ -52,7 +51,7 @@ def _print_reasons(report: "EncodeReport") -> None:
     }
     for reason, samples in by_reason.items():
         if samples:
-            click.echo(f"{reason}: {_named(samples)}")
+            say(f"{reason}: {_named(samples)}")
 
 
 def _named(samples: Sequence[str]) -> str:
@@ -65,16 +64,16 @@ def print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
     done = ", ".join(f"{name} {number:,}" for name, number in report.encoded.items() if number)
     rate = f" ({report.pictures / report.seconds:,.1f} images/s)" if report.pictures else ""
     if done:
-        click.echo(f"Encoded {done} in {report.seconds:,.0f} s{rate}.")
+        say(f"Encoded {done} in {report.seconds:,.0f} s{rate}.")
     elif report.shards_written:
-        click.echo(f"{config.cache} was brought up to date, with nothing to encode{_written(report)}.")
+        say(f"{config.cache} was brought up to date, with nothing to encode{_written(report)}.")
     else:
-        click.echo(f"{config.cache} is up to date: nothing to encode.")
+        say(f"{config.cache} is up to date: nothing to encode.")
     if report.renamed:
-        click.echo(f"{count(len(report.renamed), 'picture')} renamed: known by the new name, nothing encoded.")
+        say(f"{count(len(report.renamed), 'picture')} renamed: known by the new name, nothing encoded.")
     _print_warnings(config, report)
     for number, command in enumerate(_next_commands(config)):
-        click.echo(f"{'     ' if number else 'Next:'} {command}")
+        say(f"{'     ' if number else 'Next:'} {command}")
 
 
 def _written(report: "EncodeReport") -> str:
@@ -108,31 +107,31 @@ def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What a reader of the summary may have to act on."""
     kept = {sample: why for sample, why in report.gone.items() if sample not in report.taken_out}
     if kept:
-        click.echo(f"Gone, and kept with their features: {count(len(kept), 'sample')}", err=True)
+        say(f"Gone, and kept with their features: {count(len(kept), 'sample')}", err=True)
         _print_listed(kept)
-        click.echo("  Training uses them; --prune takes them out.", err=True)
+        say("  Training uses them; --prune takes them out.", err=True)
     if report.taken_out:
         verb = "Would be taken out" if config.dry_run else "Taken out"
-        click.echo(f"{verb} of the cache: {count(len(report.taken_out), 'sample')}", err=True)
+        say(f"{verb} of the cache: {count(len(report.taken_out), 'sample')}", err=True)
         _print_listed(report.taken_out)
     if report.cut:
-        click.echo(f"{count(len(report.cut), 'caption')} longer than 77 tokens, cut as in the reference:", err=True)
+        say(f"{count(len(report.cut), 'caption')} longer than 77 tokens, cut as in the reference:", err=True)
         tokens = {sample: f"{tokens} tokens" for sample, tokens in report.cut.items()}
         _print_listed(tokens, f"'kcache info {config.cache} --cut-captions' lists them")
     if report.empty_captions:
-        click.echo(f"{count(report.empty_captions, 'empty caption')}, encoded as the empty prompt.", err=True)
+        say(f"{count(report.empty_captions, 'empty caption')}, encoded as the empty prompt.", err=True)
     if report.animated:
-        click.echo(f"Animated, the first frame was encoded: {_named(report.animated)}", err=True)
+        say(f"Animated, the first frame was encoded: {_named(report.animated)}", err=True)
     for name, number in report.upscaled.items():
         if number and name.startswith("latents"):
-            click.echo(
+            say(
                 f"{count(number, 'picture')} enlarged by more than {config.max_upscale:g} for {name}:"
                 " what it learns from them is blurred.",
                 err=True,
             )
     if report.set_aside:
         found = f", {report.found_bad:,} of them counted above as new or changed" if report.found_bad else ""
-        click.echo(f"Set aside {count(len(report.set_aside), 'sample')} (exit code 3){found}:", err=True)
+        say(f"Set aside {count(len(report.set_aside), 'sample')} (exit code 3){found}:", err=True)
         _print_listed(report.set_aside, f"'kcache info {config.cache} --set-aside' lists them")
 
 
@@ -140,10 +139,10 @@ def _print_listed(why: Mapping[str, str], all_of_them: str = "") -> None:
     """Samples with their reasons; those with the same reason on one line. ``all_of_them`` says who names the rest."""
     groups = list(_by_reason(why).items())
     for reason, samples in groups[:SHOWN]:
-        click.echo(f"  {samples[0]}: {reason}" if len(samples) == 1 else f"  {reason}: {_named(samples)}", err=True)
+        say(f"  {samples[0]}: {reason}" if len(samples) == 1 else f"  {reason}: {_named(samples)}", err=True)
     unnamed = len(why) - sum(min(len(samples), SHOWN) for _, samples in groups[:SHOWN])
     if unnamed and all_of_them:
-        click.echo(f"  {unnamed:,} of them not named here; {all_of_them}", err=True)
+        say(f"  {unnamed:,} of them not named here; {all_of_them}", err=True)
 
 
 def _by_reason(why: Mapping[str, str]) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice, ListOption, WholeNumber, make_config
+from kcache.cli.say import say
 from kcache.cli.sections import SectionedCommand, section
 from kcache.cli.shell import stopped_by_sigterm
 from kcache.cli.sizes import count, size
@@ -45,7 +46,7 @@ def export(source: str, to: str | None, **options: Any) -> None:
       kcache export cache tars --format webdataset
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    if Path(source, "kcache.json").is_file():
+    if Path(source, "kcache.json").is_file() or "://" in source:
         _export_cache(source, to, given)
     else:
         _export_result(source, to, given)
@@ -72,7 +73,7 @@ def _export_cache(cache: str, to: str | None, given: dict[str, Any]) -> None:
             opened, Path(to), given.get("columns", ()), given.get("shard_size"), progress=progress.update
         )
     left_out = f"; {count(done.left_out, 'sample')} without features left out" if done.left_out else ""
-    click.echo(
+    say(
         f"Wrote {count(done.written, 'tar')} of {done.tars:,} to {to} ({count(done.samples, 'sample')},"
         f" {size(done.nbytes)}){left_out}."
     )
@@ -86,10 +87,10 @@ def _export_result(output_dir: str, to: str | None, given: dict[str, Any]) -> No
     if strange := [name for name in given if name in _OF_CACHE]:
         raise UsageError(f"{_option(strange[0])} is for a cache, and {output_dir} is none (it has no kcache.json)")
     report = export_result(make_config(ExportConfig, {"output_dir": output_dir, "to": to, **given}))
-    click.echo(f"Wrote {report.to} ({size(report.nbytes)}); its README.md shows how diffusers loads it.")
+    say(f"Wrote {report.to} ({size(report.nbytes)}); its README.md shows how diffusers loads it.")
     if report.pipeline in (None, "KandinskyV22Pipeline", "KandinskyV22PriorPipeline"):
         other = {"prior": "--decoder my-decoder", "decoder": "--prior my-prior"}[report.stage]
-        click.echo(f'Next: kcache generate "a prompt" --{report.stage} {report.to} {other} -o grid.png')
+        say(f'Next: kcache generate "a prompt" --{report.stage} {report.to} {other} -o grid.png')
 
 
 def _option(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kcache.cli.options import Number
+from kcache.cli.say import say
 from kcache.cli.shell import stopped_by_sigterm
 from kcache.cli.sizes import count, size
 
@@ -57,11 +58,11 @@ def gc(cache: str, compact: str | None, dry_run: bool, yes: bool, min_age: float
     leftovers = find_leftovers(opened, seconds)
     _show(leftovers, min_age)
     if not leftovers.found:
-        click.echo(f"Nothing to remove from {cache}.")
+        say(f"Nothing to remove from {cache}.")
         return 0
     what = _sum(leftovers.found)
     if dry_run:
-        click.echo(f"{what} could be removed; nothing was.")
+        say(f"{what} could be removed; nothing was.")
         return 0
     if not yes:
         if not has_terminal():
@@ -71,9 +72,9 @@ def gc(cache: str, compact: str | None, dry_run: bool, yes: bool, min_age: float
         click.confirm(f"Remove {what} for good?", abort=True)
     with bar(len(leftovers.found), "file", "gc") as progress:
         cleared = clear(opened, leftovers, seconds, progress.update)
-    click.echo(f"Removed {count(cleared.files, 'file')}, {size(cleared.bytes)}.")
+    say(f"Removed {count(cleared.files, 'file')}, {size(cleared.bytes)}.")
     if cleared.held:
-        click.echo(f"{count(cleared.held, 'file')} left, which other programs hold open; run it again when they ended.")
+        say(f"{count(cleared.held, 'file')} left, which other programs hold open; run it again when they ended.")
     return 0
 
 
@@ -85,11 +86,11 @@ def _compact(cache: str, to: str) -> None:
         report = compact(cache, to)
     source, target = Cache(cache), Cache(to)
     planned = sum(len(source.planned_ids(shard)) for shard in range(source.shard_count))
-    click.echo(
+    say(
         f"{to} has the {count(report.samples, 'sample')} of {cache} in {count(target.shard_count, 'shard')} instead of"
         f" {source.shard_count:,}; {count(planned - report.samples, 'removed row')} left out."
     )
-    click.echo(f"Next: kcache diff {cache} {to}   (then put it in the place of {cache})")
+    say(f"Next: kcache diff {cache} {to}   (then put it in the place of {cache})")
 
 
 def has_terminal() -> bool:
@@ -102,15 +103,15 @@ def _show(leftovers: "Leftovers", min_age: float) -> None:
     for leftover in leftovers.found:
         by_kind[leftover.kind].append(leftover)
     for kind, of_kind in by_kind.items():
-        click.echo(f"{kind:22} {count(len(of_kind), 'file'):>14}  {size(sum(one.bytes for one in of_kind)):>10}")
+        say(f"{kind:22} {count(len(of_kind), 'file'):>14}  {size(sum(one.bytes for one in of_kind)):>10}")
     if leftovers.young:
-        click.echo(f"Kept for now, younger than {min_age:g} h (--min-age): {_sum(leftovers.young)}")
+        say(f"Kept for now, younger than {min_age:g} h (--min-age): {_sum(leftovers.young)}")
     if leftovers.in_use:
         readers = ", ".join(sorted({str(lease) for lease in leftovers.readers})) or "others"
-        click.echo(f"Kept for now, in use by {readers}: {_sum(leftovers.in_use)}")
+        say(f"Kept for now, in use by {readers}: {_sum(leftovers.in_use)}")
     if leftovers.unknown:
         names = ", ".join(leftovers.unknown[:3]) + (", ..." if len(leftovers.unknown) > 3 else "")
-        click.echo(f"Left alone, not made by kcache: {count(len(leftovers.unknown), 'file')} ({names})")
+        say(f"Left alone, not made by kcache: {count(len(leftovers.unknown), 'file')} ({names})")
 
 
 def _sum(leftovers: list["Leftover"]) -> str:

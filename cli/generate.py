@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice, make_config
+from kcache.cli.say import say
 from kcache.cli.sizes import count
 
 
@@ -47,4 +48,4 @@ def generate(**options: Any) -> None:
 
     report = generate_pictures(make_config(GenerateConfig, options))
     made = count(report.pictures, "picture")
-    click.echo(f"Wrote {made} to {report.output} ({report.width} x {report.height} pixels).")
+    say(f"Wrote {made} to {report.output} ({report.width} x {report.height} pixels).")

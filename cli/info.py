@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kcache.cli.options import ListOption
+from kcache.cli.say import cells, say
 from kcache.cli.sizes import count, size
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool, fits: t
         return _print_fits(shards.Cache(cache), fits, as_json)
     if cut_captions:
         for column, sample, caption in shards.cut_captions(shards.Cache(cache)):
-            click.echo(f"{column}\t{sample}\t{caption}")
+            cells(column, sample, caption)
         return 0
     summary = shards.summarize(shards.Cache(cache))
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=1))
     elif set_aside:
         for sample, reason in summary.set_aside.items():
-            click.echo(f"{sample}\t{reason}")
+            cells(sample, reason)
     else:
         _print(summary)
     return 0
@@ -68,49 +69,49 @@ def _print_fits(cache: "Cache", checkpoints: tuple[str, ...], as_json: bool) -> 
         for fit in found:
             by = "its encoder is the checkpoint's own" if fit.encoder_compared else "the encoder was not compared"
             said = f"does not fit: {fit.why_not}" if fit.why_not else f"fits ({by})"
-            click.echo(f"{fit.column:{width}} {fit.stage} {fit.checkpoint}: {said}")
+            say(f"{fit.column:{width}} {fit.stage} {fit.checkpoint}: {said}")
     return int(any(fit.why_not for fit in found))
 
 
 def _print(summary: "Summary") -> None:
     from kcache.encoding.remembered import spelled
 
-    click.echo(
+    say(
         f"{summary.path}: {count(summary.samples, 'sample')} with {count(summary.captions, 'caption')}"
         f" in {count(summary.shards, 'shard')}"
         f" of up to {summary.shard_size:,} (.{summary.container}, format {summary.format_version})"
     )
     if summary.removed:
-        click.echo(f"{count(summary.removed, 'sample')} taken out by --prune")
+        say(f"{count(summary.removed, 'sample')} taken out by --prune")
     if summary.dataset_options:
-        click.echo(f"its dataset is read with {spelled(summary.dataset_options)}")
+        say(f"its dataset is read with {spelled(summary.dataset_options)}")
     for column in summary.columns:
         _print_column(summary, column)
     if summary.set_aside:
         verb = "was" if len(summary.set_aside) == 1 else "were"
-        click.echo(
+        say(
             f"{count(len(summary.set_aside), 'sample')} {verb} set aside;"
             f" 'kcache info {summary.path} --set-aside' lists them"
         )
     behind = [f"{c.behind:,} in '{c.name}'" for c in summary.columns if c.behind]
     if behind:
-        click.echo(
+        say(
             f"behind their samples: {', '.join(behind)}; an encode was cut off, or left these columns out by --columns:"
             f" run 'kcache encode DATASET {summary.path}' to bring them up to date"
         )
     unfinished = [c.name for c in summary.columns if c.shards < summary.shards]
     if unfinished:
-        click.echo(f"unfinished: {', '.join(unfinished)}; run 'kcache encode DATASET {summary.path}' to go on")
+        say(f"unfinished: {', '.join(unfinished)}; run 'kcache encode DATASET {summary.path}' to go on")
 
 
 def _print_column(summary: "Summary", column: "ColumnSummary") -> None:
     done = "" if column.shards == summary.shards else f", {column.shards:,} of {summary.shards:,} shards"
     behind = f", {column.behind:,} behind" if column.behind else ""
-    click.echo(f"\n{column.name}: {count(column.rows, 'sample')}, {size(column.bytes)}{done}{behind}")
+    say("", f"{column.name}: {count(column.rows, 'sample')}, {size(column.bytes)}{done}{behind}")
     for name, kind in column.fields.items():
-        click.echo(f"  {name:16} {kind}")
+        say(f"  {name:16} {kind}")
     source = column.notes.get("from", "unknown")
-    click.echo(f"  made by          {column.encoder['class']} in {column.encode_dtype} from {source}")
+    say(f"  made by          {column.encoder['class']} in {column.encode_dtype} from {source}")
     if "alpha" in column.preprocessing:
-        click.echo(f"  transparency     --alpha {column.preprocessing['alpha']}")
-    click.echo(f"  fingerprint      {column.fingerprint[:16]}")
+        say(f"  transparency     --alpha {column.preprocessing['alpha']}")
+    say(f"  fingerprint      {column.fingerprint[:16]}")

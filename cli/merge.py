@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import Choice, ListOption, WholeNumber, make_config
+from kcache.cli.say import say
 from kcache.cli.shell import stopped_by_sigterm
 from kcache.cli.sizes import count
 
@@ -39,11 +40,11 @@ def merge(**options: Any) -> None:
     with stopped_by_sigterm():
         report = merge_caches(make_config(MergeConfig, options))
     if not report.written:
-        click.echo(f"{report.to} holds all of it already: nothing was written.")
+        say(f"{report.to} holds all of it already: nothing was written.")
         return
     twice = f", {report.repeated:,} more came again and were left out" if report.repeated else ""
-    click.echo(
+    say(
         f"Wrote {report.to}: {count(report.samples, 'sample')}{twice}; {', '.join(report.columns)}"
         f" ({count(report.written, 'file')})."
     )
-    click.echo(f"Next: kcache info {report.to}")
+    say(f"Next: kcache info {report.to}")

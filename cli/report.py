@@ -2,6 +2,7 @@
 
 import click
 
+from kcache.cli.say import say
 from kcache.cli.sizes import count, size
 
 
@@ -25,4 +26,4 @@ def report(outs: tuple[str, ...], output: str | None) -> None:
 
     written = write_report(make_config(ReportConfig, {"outs": outs, "output": output}))
     held = f"{count(written.runs, 'run')}, {count(written.pictures, 'grid')} of pictures, {size(written.bytes)}"
-    click.echo(f"Wrote {written.output} ({held}); open it in a browser.")
+    say(f"Wrote {written.output} ({held}); open it in a browser.")

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from kcache.cli.options import explain_missing_argument
+from kcache.cli.say import say
 
 LOG_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 VERBOSITY = "kcache.verbosity"  # key in click's ctx.meta, which a command shares with its group
@@ -114,7 +115,7 @@ def error_boundary(ctx: click.Context) -> Iterator[None]:
         sentence, code, known = describe(error)
         sentence += about_copies(sentence)
         advice = "" if known or verbose else "; run again with -v for the traceback"
-        click.echo(f"Error: {sentence}{advice}", err=True)
+        say(f"Error: {sentence}{advice}", err=True)
         ctx.exit(code)
 
 
@@ -150,7 +151,7 @@ class EchoHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message; from WARNING up it says what it is."""
         prefix = f"{record.levelname.capitalize()}: " if record.levelno >= logging.WARNING else ""
-        click.echo(prefix + self.format(record), err=True)
+        say(prefix + self.format(record), err=True)
 
 
 def apply_verbosity(ctx: click.Context) -> None:

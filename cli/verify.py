@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kcache.cli.options import WholeNumber
+from kcache.cli.say import say
 from kcache.cli.sizes import count, size
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
     with bar(committed_bytes(opened), "B", "repair", scale=True) as progress:
         found = repair(opened.root, progress.update)
     for mended in found.mended:
-        click.echo(mended)
+        say(mended)
     if found.lost and encoding["dataset"] is None:
         _tell_lost(cache, found.lost)
     elif found.lost:
@@ -93,10 +94,10 @@ def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
         given = {name: value for name, value in encoding.items() if value is not None}
         filled = fill_in(EncodeConfig(cache=cache, **given), found)  # type: ignore[arg-type]
         for name, rows in filled.encoded.items():
-            click.echo(f"{name}: {count(rows, 'row')} encoded again")
+            say(f"{name}: {count(rows, 'row')} encoded again")
         for name, ids in filled.missing.items():
             named = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
-            click.echo(f"{name}: {count(len(ids), 'row')} cannot be encoded again, training leaves them out: {named}")
+            say(f"{name}: {count(len(ids), 'row')} cannot be encoded again, training leaves them out: {named}")
 
 
 def _tell_lost(cache: str, lost: "Salvage") -> None:
@@ -106,7 +107,7 @@ def _tell_lost(cache: str, lost: "Salvage") -> None:
     said += [f"the last samples of {count(len(lost.behind), 'shard')}"] if lost.behind else []
     said += [f"the record of '{name}'" for name in sorted(lost.records)]
     said += [f"the null features of '{name}'" for name in sorted(lost.nulls)]
-    click.echo(f"Lost: {', '.join(said)}; 'kcache verify {cache} --repair --dataset DATASET' makes them again")
+    say(f"Lost: {', '.join(said)}; 'kcache verify {cache} --repair --dataset DATASET' makes them again")
 
 
 def _verify(cache: "Cache", deep: bool) -> "Verification":
@@ -120,21 +121,21 @@ def _verify(cache: "Cache", deep: bool) -> "Verification":
 
 def _tell(cache: "Cache", result: "Verification", deep: bool) -> int:
     for fault in result.faults:
-        click.echo(f"{fault.path}: {fault.problem}")
+        say(f"{fault.path}: {fault.problem}")
     for name, missing in result.missing_shards.items():
         if missing > 0:
             lack = f"{count(missing, 'shard')} {'is' if missing == 1 else 'are'} not encoded yet"
-            click.echo(f"{name}: {lack}; 'kcache encode DATASET {cache.name}' goes on")
+            say(f"{name}: {lack}; 'kcache encode DATASET {cache.name}' goes on")
     checked = f"{count(result.files, 'file')}, {size(result.bytes)}" + (
         "" if deep else " (sizes and records; --deep reads all)"
     )
     if result.faults:
         where = "" if cache.storage.is_local else "in a local copy "
         copy = cache.name if cache.storage.is_local else "COPY"
-        click.echo(
+        say(
             f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or run {where}"
             f"'kcache verify {copy} --repair --dataset DATASET', which encodes again exactly what is lost"
         )
         return 1
-    click.echo(f"No fault in {checked}.")
+    say(f"No fault in {checked}.")
     return 0

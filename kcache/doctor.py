@@ -42,7 +42,7 @@ EXTRAS = {
     "bitsandbytes": (["bitsandbytes"], "AdamW with states of 8 bits (--optimizer adamw8bit)"),
     "prodigy": (["prodigyopt"], "Prodigy, which finds the learning rate (--optimizer prodigy)"),
     "schedulefree": (["schedulefree"], "AdamW that needs no schedule (--optimizer schedulefree)"),
-    "s3": (["s3fs", "boto3"], "nothing yet; meant for caches in an S3 bucket"),
+    "s3": (["boto3"], "caches in an S3 bucket: kcache encode DATASET s3://BUCKET/CACHE"),
     "ray": (["ray"], "nothing yet; meant for encoding on a Ray cluster"),
 }
 

@@ -69,7 +69,7 @@ class Cache:
             record = {"format_version": layout.FORMAT_VERSION, "shard_size": shard_size, "container": container}
             storage.put_if_absent(layout.ROOT_RECORD, dump_record(record))
         storage.require_put_if_absent(layout.ROOT_RECORD)
-        return cls(name, local)
+        return cls._of(storage)
 
     def require_local(self, what: str) -> None:
         """UsageError for a cache in a store, where ``what``, a command, cannot work."""
@@ -81,8 +81,12 @@ class Cache:
 
     def reopened(self) -> "Cache":
         """The same cache as it is now: what this object remembers of the plan may be old."""
-        cache = Cache.__new__(Cache)
-        cache._open(self.storage)
+        return Cache._of(self.storage)
+
+    @classmethod
+    def _of(cls, storage: Storage) -> "Cache":
+        cache = cls.__new__(cls)
+        cache._open(storage)
         return cache
 
     # -- plan ---------------------------------------------------------------------------------------------------------

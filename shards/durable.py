@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .errors import DamageError
+from .files import read_plain
+
 WINDOWS = os.name == "nt"
 """Whether folders cannot be flushed, and files that are open anywhere can be neither replaced nor removed."""
 
@@ -61,13 +64,21 @@ def replace(path: Path, data: bytes) -> None:
 
 def put_content(path: Path, data: bytes) -> None:
     """Make a content-named file: an existing one with the same bytes is kept, a damaged one replaced."""
-    if put_if_absent(path, data) or path.read_bytes() == data:
+    if put_if_absent(path, data) or _holds(path, data):
         return
     try:
         replace(path, data)
     except OSError:
         _discard(path)  # What is there is damaged, or may be so again after a power failure.
         raise
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether ``path`` is a plain file with these bytes. Through a link they would be another's; a pipe has none."""
+    try:
+        return read_plain(path, len(data)) == data
+    except DamageError:
+        return False
 
 
 def make_folder(folder: Path) -> None:

@@ -24,6 +24,9 @@ Table = npt.NDArray[np.void]
 
 Numbers = npt.NDArray[np.int64]
 
+_AT_ONCE = 2**28
+"""Bytes of entries that are read in one call: of more than 2 GB a system may read less."""
+
 
 @dataclass(frozen=True)
 class ShardFile:
@@ -68,11 +71,19 @@ class EntriesOnDisk:
         """Those of some rows (shape ``(k, fields)``)."""
         found = np.empty((len(ordinals), self._fields), ENTRY)
         size = self._fields * ENTRY.itemsize
-        rows = found.view(np.uint8).reshape(len(ordinals), size)
-        starts = (self._start + ordinals * size).tolist()
-        if any(read_at(self._descriptor, [row.data], start) != size for row, start in zip(rows, starts, strict=True)):
-            raise DamageError(f"{self._path} was cut while it was in use; run the command again, which makes it anew")
+        data = found.view(np.uint8).reshape(-1).data
+        # Rows that follow each other are read in one go: a batch has hardly any, and all rows are all such.
+        begins = np.flatnonzero(np.diff(ordinals, prepend=-2) != 1)
+        ends = [*begins[1:].tolist(), len(ordinals)]
+        for first, begin, end in zip(ordinals[begins].tolist(), begins.tolist(), ends, strict=True):
+            self._read(data[begin * size : end * size], self._start + first * size)
         return found
+
+    def _read(self, out: memoryview, start: int) -> None:
+        for at in range(0, len(out), _AT_ONCE):
+            part = out[at : at + _AT_ONCE]
+            if read_at(self._descriptor, [part], start + at) != len(part):
+                raise DamageError(f"{self._path} was cut while in use; run the command again, which makes it anew")
 
     def all(self) -> Entries:
         """Those of all rows, in memory."""

@@ -23,6 +23,10 @@ MAX_OPEN_FILES = 64
 """Shard files that one reader keeps open unless it is told otherwise; the one unused longest is closed first."""
 
 
+_AT_ONCE = 2**18
+"""Rows that are looked up in one go where all are asked for."""
+
+
 class ColumnReader:
     """Random access to one column of a snapshot, by position in ``snapshot.rows``.
 
@@ -50,8 +54,9 @@ class ColumnReader:
 
     def nbytes(self, field: str) -> npt.NDArray[np.uint32]:
         """Stored bytes of one field for every position (shape ``(n,)``), known without reading."""
-        entries = self._pinned.entries["nbytes"][:, self.numbers[field]]
-        return np.asarray(entries[self._snapshot.lookup(self._name, np.arange(len(self._snapshot)))[1]])
+        n = len(self._snapshot)
+        parts = (self.rows(np.arange(start, min(start + _AT_ONCE, n))) for start in range(0, n, _AT_ONCE))
+        return np.concatenate([np.zeros(0, np.uint32), *(part.nbytes(field).copy() for part in parts)])
 
     def rows(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> "Rows":
         """Look up the rows at some positions, such as a batch, at once."""
@@ -83,8 +88,8 @@ class ColumnReader:
         if storage.is_local:
             descriptor = open_plain(path)
         else:
-            self._close_evicted()
             descriptor = _brought(storage, path, {"file": file.file, "bytes": file.bytes, "sha256": file.sha256})
+            self._close_evicted()
         size = os.fstat(descriptor).st_size
         if size != file.bytes:
             os.close(descriptor)

@@ -9,9 +9,11 @@ from .cache import PACK, Cache
 from .columns import Column
 from .commits import Commit, commit_of, digests, sha256
 from .errors import CacheError
+from .files import read_plain
 from .index import dump_index, load_index, present
 from .leases import writing
 from .reader import read_null
+from .records import MAX_BYTES
 from .repair_records import (
     drop_derived,
     drop_options,
@@ -103,8 +105,9 @@ def _features_commit(cache: Cache, column: Column, shard: int, generation: int) 
         keys = [column.key_of(row) for row in cache.samples(shard, 1)]
         for path, data in unnamed_files(cache, column.stem, shard, generation, cache.container):
             index = path.with_suffix(".idx")
-            there = present(load_index(index.read_bytes(), index.name)).tolist()
-            reference = {"file": index.relative_to(cache.root).as_posix(), **digests(index.read_bytes())}
+            entries = read_plain(index, MAX_BYTES)
+            there = present(load_index(entries, index.name)).tolist()
+            reference = {"file": index.relative_to(cache.root).as_posix(), **digests(entries)}
             now = [key if is_there else None for key, is_there in zip(keys, there, strict=True)]
             file = path.relative_to(cache.root).as_posix()
             found.append(commit_of(column.name, shard, 1, file, data, now, reference))
@@ -129,8 +132,7 @@ def _mend_missing_samples(cache: Cache, column: Column, commit: Commit, done: Re
 
 
 def _mend_shard(cache: Cache, column: Column, commit: Commit, done: Repair) -> None:
-    path = cache.root / commit.file
-    data = path.read_bytes() if path.is_file() else b""
+    data = _bytes_of(cache.root, commit)
     if sha256(data) == commit.sha256:
         if readable_index(cache, column, commit) is not None:
             return
@@ -151,6 +153,14 @@ def _mend_shard(cache: Cache, column: Column, commit: Commit, done: Repair) -> N
         _write_shard(cache, column, commit, [copies.get(i) for i in range(commit.rows)], done)
     else:
         done.lost.commits[column.name, commit.shard] = marked(commit, whole)
+
+
+def _bytes_of(root: Path, commit: Commit) -> bytes:
+    """The bytes of a shard file; none where it is missing, has grown, or is no plain file."""
+    try:
+        return read_plain(root / commit.file, commit.bytes)
+    except CacheError:
+        return b""
 
 
 def _write_shard(cache: Cache, column: Column, commit: Commit, rows: list[Row | None], done: Repair) -> None:

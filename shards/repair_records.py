@@ -9,6 +9,7 @@ from .cache import Cache
 from .commits import Commit, commit_of, sha256
 from .dataset_options import dataset_options, dataset_records
 from .errors import CacheError
+from .files import read_plain
 from .records import dump_lines, dump_record, load_lines
 from .salvage import LOST, Salvage, older_commits, whole_samples
 
@@ -115,7 +116,10 @@ def unnamed_files(cache: Cache, stem: str, shard: int, generation: int, suffix: 
     name = stem.split(".")[0]
     named = {commit.file for commit in older_commits(cache, name, shard, generation)}
     for path in sorted((cache.root / stem).glob(f"{shard:06d}-*.{suffix}")):
-        data = path.read_bytes()
+        try:
+            data = read_plain(path, path.lstat().st_size)
+        except CacheError:
+            continue  # a link, a pipe or a bad sector
         is_whole = path.stem == f"{shard:06d}-{sha256(data)[:8]}"
         if is_whole and path.relative_to(cache.root).as_posix() not in named:
             yield path, data

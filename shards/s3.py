@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from .errors import CacheError, UsageError
@@ -31,13 +32,9 @@ class S3Objects:
                 f"{url} names no folder in a bucket; give one such as s3://{self._bucket or 'bucket'}/cache"
             )
         self._prefix = f"{prefix}/"
-        self._made: tuple[int, Any] | None = None
         with self._told():
             endpoint = self._client.meta.endpoint_url
         self.identity = f"{url} at {endpoint}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}  # a client can neither be pickled nor used in a forked process
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """All objects whose name begins with ``prefix``, sorted by name."""
@@ -88,9 +85,9 @@ class S3Objects:
 
     @property
     def _client(self) -> Any:
-        if self._made is None or self._made[0] != os.getpid():
-            self._made = (os.getpid(), _make_client())
-        return self._made[1]
+        """Made anew in a forked process, which must not share connections with its parent."""
+        settings = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+        return _make_client(os.getpid(), tuple(settings))
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -125,7 +122,9 @@ class S3Objects:
 _HOW_TO_SIGN_IN = "see that AWS_PROFILE or AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL are right"
 
 
-def _make_client() -> Any:
+@lru_cache(maxsize=4)
+def _make_client(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
+    """What boto3 makes in a process with these settings: half a second of work, and its connections are kept."""
     try:
         import boto3
         from botocore.config import Config

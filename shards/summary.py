@@ -9,6 +9,7 @@ from . import layout
 from .cache import Cache
 from .columns import Column
 from .dataset_options import dataset_options
+from .errors import CacheError
 from .reader import ColumnReader
 from .records import Record
 from .snapshot import Snapshot, stale_rows
@@ -95,7 +96,13 @@ def cut_captions(cache: Cache) -> Iterator[tuple[str, str, str]]:
         for position, (shard, row) in enumerate(snapshot.rows.tolist()):
             if shard not in samples:
                 samples = {shard: cache.samples(shard)}
-            for caption, length in zip(samples[shard][row]["captions"], reader.read(position, "lengths"), strict=True):
+            captions, lengths = samples[shard][row]["captions"], reader.read(position, "lengths")
+            if len(captions) != len(lengths):
+                raise CacheError(
+                    f"column '{name}' of {cache.name} has {len(lengths):,} captions of '{samples[shard][row]['id']}',"
+                    f" and the sample has {len(captions):,}; encode it again with --replace-column {name}"
+                )
+            for caption, length in zip(captions, lengths, strict=True):
                 if length == column.preprocessing["max_length"]:
                     yield name, samples[shard][row]["id"], caption
         reader.close()

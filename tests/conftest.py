@@ -12,16 +12,49 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from tally import Tally
 
 if TYPE_CHECKING:
     from commands import Encode
     from folders import Train
+    from store import Store
 
     from kcache.shards import Cache
 
 # The same examples every time: a test that fails once fails again.
 settings.register_profile("kcache", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("kcache")
+
+
+_TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TALLY] = Tally()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that `pytest -n` started hands its counts to the one that tells."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["tally"] = session.config.stash[_TALLY].to_record()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_TALLY].add_record(getattr(node, "workeroutput", {}).get("tally", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash[_TALLY].table():
+        terminalreporter.section("faults")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """The counts that the table at the end of a run shows."""
+    return request.config.stash[_TALLY]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -146,3 +179,25 @@ def nothing_trained(tmp_path: Path) -> Iterator[None]:
     """After the test, no result lies in the output folder."""
     yield
     assert not list(tmp_path.glob("out/prior")) + list(tmp_path.glob("out/unet"))
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[Store]":
+    """An S3 service with an empty bucket, found by the environment; local copies lie in a folder of this test."""
+    from moto.s3.models import s3_backends
+    from store import BUCKET, running_store
+
+    s3_backends.reset()  # what a test before left in this process
+
+    with running_store() as running:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": running.endpoint,
+            "KCACHE_LOCAL_CACHE": str(tmp_path / "local"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        running.client.create_bucket(Bucket=BUCKET)
+        running.asked.clear()
+        yield running

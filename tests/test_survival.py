@@ -16,6 +16,7 @@ import pytest
 import torch
 from launched import ROOT, environ, updates
 from safetensors.torch import load_file
+from tally import Tally
 from tiny import PIXELS
 
 from kcache.checkpoints import training_record
@@ -36,19 +37,19 @@ def cache(encoded: Callable[..., Cache]) -> Cache:
 # --- SIGKILL
 
 
-KILLS = int(os.environ.get("KCACHE_KILLS", "12"))
-"""How often each training is killed."""
+SAMPLED, ALL = 12, 100
+"""How often each training is killed in every run of the tests, and in a torture."""
+
+Told = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def killed(cache: Cache, tiny_prior: Path, tiny_decoder: Path, tmp_path_factory: Any) -> tuple[Path, dict[str, Any]]:
-    """The folder in which killed_training.py did its jobs, and what it tells of each."""
-    folder = tmp_path_factory.mktemp("killed")
+def kill_trainings(folder: Path, cache: Cache, checkpoints: dict[str, Path], kills: int) -> Told:
+    """Let killed_training.py kill a training of each of these stages in ``folder``; what it tells of them."""
     everything = {
         "cache": str(cache.root),
         "seed": 3,
         "train_batch_size": 2,
-        "max_train_steps": 8 * KILLS,
+        "max_train_steps": 8 * kills,
         "use_ema": True,
         "conditioning_dropout": 0.3,
         "validation_split": 0.3,
@@ -60,42 +61,44 @@ def killed(cache: Cache, tiny_prior: Path, tiny_decoder: Path, tmp_path_factory:
         "resume_from_checkpoint": "latest",
     }
     own = {
-        "prior": {"pretrained_prior_model_name_or_path": str(tiny_prior), "lr_scheduler": "cosine"},
-        "decoder": {
-            "pretrained_decoder_model_name_or_path": str(tiny_decoder),
-            "resolution": PIXELS,
-            "lora": True,
-            "validation_steps": 24,  # each makes pictures
-        },
+        "prior": {"lr_scheduler": "cosine"},
+        "decoder": {"resolution": PIXELS, "lora": True, "validation_steps": 24},  # each makes pictures
     }
     jobs = {
         stage: {
             "stage": stage,
-            "kills": KILLS,
-            "seed": seed,
-            "options": {**everything, **options, "output_dir": str(folder / stage)},
+            "kills": kills,
+            "seed": len(stage),
+            "options": {
+                **everything,
+                **own[stage],
+                f"pretrained_{stage}_model_name_or_path": str(checkpoint),
+                "output_dir": str(folder / stage),
+            },
         }
-        for seed, (stage, options) in enumerate(own.items())
+        for stage, checkpoint in checkpoints.items()
     }
     (folder / "jobs.json").write_text(json.dumps(jobs))
     program = Path(__file__).with_name("killed_training.py")
     line = [sys.executable, "-W", "ignore", str(program), str(folder / "jobs.json")]
-    ran = subprocess.run(line, cwd=ROOT, env=environ(), capture_output=True, text=True, timeout=1200)
+    ran = subprocess.run(line, cwd=ROOT, env=environ(), capture_output=True, text=True, timeout=100 * kills)
     assert ran.returncode == 0, ran.stderr
-    return folder, json.loads(ran.stdout.splitlines()[-1])
+    return dict(json.loads(ran.stdout.splitlines()[-1]))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to be killed cheaply")
-@pytest.mark.parametrize("stage", ["prior", "decoder"])
-def test_killed_at_random_moments_a_training_ends_at_the_same_bits(
-    killed: tuple[Path, dict[str, Any]], stage: str
-) -> None:
-    folder, told = killed
-    assert told[stage]["codes"] == [0, 0]
-    assert len(told[stage]["steps"]) == KILLS
-    assert told[stage]["steps"] == sorted(told[stage]["steps"])  # no kill costs a checkpoint
-    assert told[stage]["halves"] > 0, told  # some came while something was being written
+@pytest.fixture(scope="module")
+def killed(cache: Cache, tiny_prior: Path, tiny_decoder: Path, tmp_path_factory: Any) -> tuple[Path, Told]:
+    """The folder in which both trainings were killed some times, and what is told of each."""
+    folder = tmp_path_factory.mktemp("killed")
+    return folder, kill_trainings(folder, cache, {"prior": tiny_prior, "decoder": tiny_decoder}, SAMPLED)
+
+
+def check_killed(folder: Path, stage: str, told: Told, kills: int) -> None:
+    """A training that was killed ended as the one beside it to which nothing happened."""
+    assert told["codes"] == [0, 0]
+    assert len(told["steps"]) == kills
+    assert told["steps"] == sorted(told["steps"])  # no kill costs a checkpoint
+    assert told["halves"] > 0, told  # some came while something was being written
     ours, theirs = folder / stage, folder / f"{stage}-undisturbed"
     left = {path.name for path in theirs.iterdir()}
     assert {path.name for path in ours.iterdir()} == left
@@ -105,6 +108,32 @@ def test_killed_at_random_moments_a_training_ends_at_the_same_bits(
         assert_equal(load_tensors(ours / checkpoint.name), load_tensors(checkpoint))
         assert load_state(ours / checkpoint.name) == load_state(checkpoint)
     assert updates(ours) == updates(theirs)
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to be killed cheaply")
+
+
+@pytest.mark.slow
+@needs_fork
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_killed_at_random_moments_a_training_ends_at_the_same_bits(
+    killed: tuple[Path, Told], tally: Tally, stage: str
+) -> None:
+    folder, told = killed
+    with tally.all_survived(f"kills of a training of the {stage}", SAMPLED):
+        check_killed(folder, stage, told[stage], SAMPLED)
+
+
+@pytest.mark.torture
+@needs_fork
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_killed_a_hundred_times_a_training_ends_at_the_same_bits(
+    cache: Cache, tiny_prior: Path, tiny_decoder: Path, tmp_path: Path, tally: Tally, stage: str
+) -> None:
+    with tally.all_survived(f"kills of a training of the {stage}", ALL):
+        checkpoint = {"prior": tiny_prior, "decoder": tiny_decoder}[stage]
+        told = kill_trainings(tmp_path, cache, {stage: checkpoint}, ALL)
+        check_killed(tmp_path, stage, told[stage], ALL)
 
 
 def assert_equal(one: Any, other: Any) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kcache.shards import read_null
+from kcache.shards import CacheError, read_null
 
 from .draws import CAPTION, DROPOUT, Draws
 from .samples import Positions, Rows, Samples
@@ -33,6 +33,9 @@ class _Spans:
         return found
 
 
+AT_ONCE = 2**18
+"""Samples whose captions are looked at in one go, before any is read."""
+
 WHOLE, EMPTY = -1, -2
 """The only caption of a sample, whose arrays are read as they are; and the empty caption in its place."""
 
@@ -57,16 +60,40 @@ class PriorSource:
         """
         self._text, *self._images = samples.open([text, *images], check_crc=reading.check_crc)
         self._samples, self._reading, self._draws = samples, reading, Draws(reading.seed)
-        self._full, self._trim = num_embeddings, trim
+        self._name, self._full, self._trim = text, num_embeddings, trim
         self._embed, self._hidden = self._text.field("text_embeds"), self._text.field("hidden_states")
-        self._captions = self._text.nbytes("lengths") // 4
-        self._tokens = self._text.nbytes("hidden_states") // self._hidden.row_bytes
+        self._require_whole_captions()
+        if all_captions:
+            self._captions = self._text.nbytes("lengths") // 4
         self._ends = np.cumsum(self._captions, dtype=np.int64) if all_captions else None
         if reading.dropout:
             cache = samples.snapshots[0].cache
             null = read_null(cache, cache.column(text))
             self._null_embed, self._null_hidden = (null[name].tobytes() for name in ("text_embeds", "hidden_states"))
             self._null_tokens = len(null["hidden_states"])
+
+    def _require_whole_captions(self) -> None:
+        """CacheError for a sample whose fields have other numbers of captions, or tokens that no captions have.
+
+        kcache writes none such, but a cache may be a stranger's, and its captions would be taken for one another.
+        """
+        for start in range(0, len(self._samples), AT_ONCE):
+            rows = self._text.rows(np.arange(start, min(start + AT_ONCE, len(self._samples))))
+            captions, embeds = rows.nbytes("lengths") // 4, rows.nbytes("text_embeds") // self._embed.row_bytes
+            tokens, most = rows.nbytes("hidden_states") // self._hidden.row_bytes, captions * np.int64(self._full)
+            wrong = (captions == 0) | (embeds != captions) | (tokens < captions) | (tokens > most)
+            if wrong.any():
+                i = int(np.flatnonzero(wrong)[0])
+                counts = f"{captions[i]:,} in 'lengths', {embeds[i]:,} in 'text_embeds'"
+                raise self._unfit(start + i, f"{counts}, of {tokens[i]:,} tokens in 'hidden_states'")
+
+    def _unfit(self, sample: int, captions: str) -> CacheError:
+        cache = self._samples.snapshots[self._samples.place(sample)[0]].cache
+        return CacheError(
+            f"column '{self._name}' of {cache.name} does not say where the captions of '{self._samples.id(sample)}'"
+            f" begin ({captions}; each has 1 to {self._full}), so kcache did not write it: encode it again with"
+            f" 'kcache encode DATASET {cache.name} --replace-column {self._name}'"
+        )
 
     @property
     def groups(self) -> Sequence[Positions]:
@@ -145,12 +172,19 @@ class PriorSource:
         spans = _Spans([WHOLE] * len(counts), np.zeros(len(counts), np.int64), stops.astype(np.int64))
         for i in np.flatnonzero(counts != 1).tolist():
             caption = self._caption(batch.step, batch.slots[i], batch.positions[i], int(counts[i]))
-            ends = np.cumsum([0, *text.read(i, "lengths").tolist()])
+            ends = self._ends_of(text, i, self.sample_of(batch.positions[i]), int(stops[i]))
             spans.captions[i], spans.starts[i], spans.stops[i] = caption, ends[caption], ends[caption + 1]
         for i, slot in enumerate(batch.slots if self._reading.dropout else ()):
             if self._draws.chance(batch.step, slot, DROPOUT, self._reading.dropout):
                 spans.captions[i], spans.starts[i], spans.stops[i] = EMPTY, 0, self._null_tokens
         return spans
+
+    def _ends_of(self, text: Rows, i: int, sample: int, tokens: int) -> npt.NDArray[np.int64]:
+        """Where the captions of the ``i``-th row begin among its tokens, and where the last one ends."""
+        lengths: npt.NDArray[np.int64] = text.read(i, "lengths").astype(np.int64)
+        if lengths.sum() != tokens or lengths.min() < 1 or lengths.max() > self._full:
+            raise self._unfit(sample, f"lengths {lengths.tolist()} of {tokens:,} tokens")
+        return np.cumsum([0, *lengths.tolist()])
 
     def _caption(self, step: int, slot: int, position: int, count: int) -> int:
         """Which of several captions is read: the one of this position, or one that is drawn."""

@@ -1,4 +1,4 @@
-"""What the tests of faults share: scenes that are encoded once, and a count of what was tried and missed."""
+"""What the tests of faults share: scenes that are encoded once, and encodes that wait for no disk."""
 
 import os
 from collections.abc import Iterator
@@ -6,24 +6,6 @@ from pathlib import Path
 
 import pytest
 from scenes import Scene, Scenes, keep_models, make_scenes
-from tally import Tally
-
-_TALLY = pytest.StashKey[Tally]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_TALLY] = Tally()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[_TALLY].tried:
-        terminalreporter.write_line(f"faults: {config.stash[_TALLY]}")
-
-
-@pytest.fixture(scope="session")
-def tally(request: pytest.FixtureRequest) -> Tally:
-    """The count that the last line of a run of these tests shows."""
-    return request.config.stash[_TALLY]
 
 
 @pytest.fixture(scope="session")

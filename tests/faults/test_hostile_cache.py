@@ -24,6 +24,7 @@ from kcache.shards import Cache, CacheError, DamageError, KcacheError, Snapshot,
 from kcache.shards.commits import digests
 from kcache.shards.index import Entries
 from kcache.shards.records import MAX_BYTES, digest, dump_lines, load_record, sealed
+from kcache.shards.repair import repair
 
 ABSURD = [
     -1,
@@ -159,6 +160,37 @@ def test_a_file_that_is_a_link_or_no_file_is_refused_and_nothing_waits_for_it(li
             (path.rmdir if path.is_dir() and not path.is_symlink() else path.unlink)()
         kept.rename(path)
     assert read_parts(lived.root) == right
+
+
+def test_a_repair_follows_no_link_and_waits_for_no_pipe(
+    lived: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    shutil.copytree(lived.root, tmp_path / "whole")
+    for file in sorted(current_files(lived) - {"kcache.json"}):
+        path, kept = lived.root / file, tmp_path / "kept"
+        path.rename(kept)
+        before = kept.read_bytes()
+        for harm in (partial(path.symlink_to, kept), partial(os.mkfifo, path)):
+            harm()
+            with within(20):
+                said = repair_all_there_is(lived.root)
+            assert kept.read_bytes() == before
+            if said is None:  # all of it could be brought back from other files
+                assert not path.is_symlink(), file
+                assert verify(Cache(lived.root), deep=True).faults == [], file
+            shutil.rmtree(lived.root)
+            shutil.copytree(tmp_path / "whole", lived.root)
+            path.unlink()
+
+
+def repair_all_there_is(root: Path) -> str | None:
+    """What a repair could not bring back, or the sentence with which it was refused; None where all is well."""
+    try:
+        lost = repair(root).lost
+    except KcacheError as error:
+        return str(error)
+    return str(lost) if lost else None
 
 
 @pytest.mark.parametrize("name", ["reader-00000000-1-1-1", "writer-00000000-99999999999999999999-1-1", "gc-0-0-0-0"])
