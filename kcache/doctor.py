@@ -29,6 +29,7 @@ TESTED = {
     "psutil": "7.2.2",
     "click": "8.5.1",
     "tqdm": "4.70.1",
+    "zlib-ng": "1.1.0",
 }
 
 # extra -> (the packages it brings, what they enable)

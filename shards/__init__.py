@@ -6,7 +6,7 @@ from .commits import Commit
 from .dataset_options import dataset_options, keep_dataset_options
 from .errors import CacheError, DamageError, KcacheError, UsageError
 from .order import BatchOrder, MixedOrder, Stream, Windows, permutation
-from .reader import ColumnReader, read_null
+from .reader import ColumnReader, Rows, read_null
 from .rewrite import read_rows
 from .snapshot import Snapshot
 from .summary import ColumnSummary, Summary, cut_captions, summarize
@@ -25,6 +25,7 @@ __all__ = [
     "Field",
     "KcacheError",
     "MixedOrder",
+    "Rows",
     "Snapshot",
     "Stream",
     "Summary",

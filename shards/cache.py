@@ -228,11 +228,7 @@ class Cache:
 
     def commits(self, name: str) -> dict[int, int]:
         """The current generation of every committed shard of a column, by shard."""
-        current: dict[int, int] = {}
-        for file in _listed(self.root / layout.commits(self.stem(name))):
-            if parsed := layout.parse_commit(file):
-                current[parsed[0]] = max(current.get(parsed[0], 0), parsed[1])
-        return dict(sorted(current.items()))
+        return dict(sorted(layout.parse_commits(_listed(self.root / layout.commits(self.stem(name))))))
 
     def commit_path(self, name: str, shard: int, generation: int) -> Path:
         """Where one commit of a column's latest edition lies."""

@@ -1,6 +1,7 @@
 """The record that makes one shard file exist: what it is called, its digests, and what each row was made from."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from . import layout
 from .errors import DamageError
 from .records import Record, integer, load_record, mapping, string
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 MAX_ROWS = 2**32 - 1
 """Rows that an index can count."""
@@ -77,7 +80,7 @@ def reference(record: Record) -> Record:
     file, named = string(record, "file"), string(record, "sha256")
     if not layout.is_inside(file):
         raise ValueError("it names a file outside of its cache")
-    if len(named) != 64 or not named.isascii() or not named.isalnum():
+    if not _SHA256.fullmatch(named):
         raise ValueError("its sha256 is none")
     return {"file": file, "bytes": integer(record, "bytes"), "sha256": named}
 

@@ -1,9 +1,10 @@
 """Files of a cache opened for reading: plain ones only, no larger than was said, with the bytes that were said."""
 
 import hashlib
+import io
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ def open_plain(path: Path) -> int:
         return os.open(path, _FLAGS)
     except (FileNotFoundError, NotADirectoryError):
         raise DamageError(f"{path} is missing; run 'kcache verify' on its cache") from None
+
+
+def _seek_and_read(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """What ``os.preadv`` does for one buffer, in two calls: Windows and older macOS do not have it."""
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    with io.FileIO(descriptor, closefd=False) as file:
+        return file.readinto(buffers[0])
+
+
+read_at: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _seek_and_read)
+"""Fill a buffer from a place in a file; returns how many bytes there were."""
 
 
 def read_plain(path: Path, most: int) -> bytes:

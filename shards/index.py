@@ -1,11 +1,11 @@
 """The binary index of a shard: for each sample and field, offset, length and crc32."""
 
 import struct
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from zlib_ng.zlib_ng import crc32  # that of zlib, three times as fast
 
 from .columns import Field
 from .errors import DamageError
@@ -69,4 +69,4 @@ def present(entries: Entries) -> npt.NDArray[np.bool_]:
 
 
 def _checksum(rows: int, fields: int, body: bytes | memoryview) -> int:
-    return zlib.crc32(body, zlib.crc32(struct.pack("<II", rows, fields)))
+    return crc32(body, crc32(struct.pack("<II", rows, fields)))

@@ -105,7 +105,7 @@ def _tar(snapshot: Snapshot, names: Sequence[str], positions: range, described: 
     buffer, readers = io.BytesIO(), {name: ColumnReader(snapshot, name) for name in names}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for position in positions:
-            key, row = f"{position:09d}", described(*snapshot.rows[position].tolist())
+            key, row = f"{position:09d}", described(*snapshot.place(position))
             _add(tar, f"{key}.json", (json.dumps({"key": key, **row}, ensure_ascii=False) + "\n").encode())
             _add(tar, f"{key}.txt", row["caption"].encode())
             for name, reader in readers.items():

@@ -1,6 +1,7 @@
 """Where everything in a cache lies: the one place that knows its file names."""
 
 import re
+from collections.abc import Iterable
 
 FORMAT_VERSION = 1
 """Written in ``kcache.json``; a reader refuses every other version."""
@@ -33,6 +34,7 @@ _STEM = re.compile(r"(.+?)(?:\.([0-9]{1,9}))?")
 _FILE = re.compile(r"[a-z0-9-]+(\.[0-9]+)?/[a-z0-9-]+(\.[a-z0-9-]+)+")
 _DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))])
 _COMMIT_NAME = re.compile(r"([0-9]{6,12})\.([0-9]{6,12})\.json")
+_COMMIT_NAMES = re.compile(r"(?:(?<=/)|(?<![\s\S]))([0-9]{6,12})\.([0-9]{6,12})\.json(?=/|\Z)")
 _NUMBERED = re.compile(r"([0-9]{6,12})\.jsonl?")
 
 
@@ -100,6 +102,11 @@ def parse_commit(filename: str) -> tuple[int, int] | None:
     """``(shard, generation)`` of a commit's file name, or None for any other file."""
     match = _COMMIT_NAME.fullmatch(filename)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def parse_commits(filenames: Iterable[str]) -> list[tuple[int, int]]:
+    """What `parse_commit` makes of each of many names that are those of commits: in one go, for there may be many."""
+    return [(int(shard), int(generation)) for shard, generation in _COMMIT_NAMES.findall("/".join(filenames))]
 
 
 def parse_number(filename: str) -> int | None:

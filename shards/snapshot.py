@@ -1,50 +1,23 @@
 """A pinned state of some columns: which files hold which rows, and the digest that names it."""
 
-import hashlib
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from . import durable, layout
+from . import layout
 from .cache import Cache
 from .columns import Column
-from .commits import Commit, reference
+from .commits import Commit
+from .derived import load_derived, store_derived
 from .errors import CacheError, DamageError
-from .files import read_plain
-from .index import ENTRY, Entries, check_entries, dump_index, index_size, load_index, present
+from .index import ENTRY, Entries, check_entries, load_index, present
 from .leases import reader_lease
-from .records import Record, digest, dump_record, integer, load_record
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One committed shard file of a column."""
-
-    shard: int
-    generation: int
-    file: str
-    bytes: int
-    sha256: str
-    rows: int
-
-
-@dataclass(frozen=True)
-class PinnedColumn:
-    """The committed shard files of one column, and the index entries of their rows end to end.
-
-    ``stale`` is the number of rows whose features were made from something that the sample is no longer: an encode was
-    cut off after it noted the change. Their entries say that they have no features.
-    """
-
-    column: Column
-    files: tuple[ShardFile, ...]
-    entries: Entries
-    stale: int = 0
+from .pinned import EntriesInMemory, Numbers, PinnedColumn, ShardFile, table_of
+from .records import digest
 
 
 class Snapshot:
@@ -60,15 +33,16 @@ class Snapshot:
         self.cache = cache = cache.reopened()
         if lease := reader_lease(cache.root):
             weakref.finalize(self, lease.release)
-        self.pinned = {name: _pin(cache, name) for name in columns}
-        shards = set.intersection(*({f.shard for f in p.files} for p in self.pinned.values()))
-        last = max((f.shard for p in self.pinned.values() for f in p.files), default=-1)
+        self.pinned = _pin(cache, columns)
+        tables = [pinned.table["shard"] for pinned in self.pinned.values()]
+        self._shards = reduce(np.intersect1d, tables)
+        last = max((int(table[-1]) for table in tables if len(table)), default=-1)
         if last >= cache.shard_count:
             raise DamageError(
                 f"{cache.name} has shard {last}, and {layout.plan(last)} is missing; run 'kcache verify {cache.name}'"
             )
-        missing = cache.shard_count - len(shards)
-        if not shards or (missing and not partial):
+        missing = cache.shard_count - len(self._shards)
+        if not len(self._shards) or (missing and not partial):
             raise CacheError(
                 f"{cache.name}: {missing} of {cache.shard_count} shards lack {' or '.join(columns)};"
                 f" finish with 'kcache encode DATASET {cache.name}'"
@@ -81,66 +55,110 @@ class Snapshot:
                 f"{cache.name} has features of samples that have changed since ({of}): the last encode was cut off, or"
                 f" left these columns out by --columns; bring them up to date with 'kcache encode DATASET {cache.name}'"
             )
-        state: dict[str, object] = {
-            n: [[f.shard, f.generation, f.sha256] for f in p.files if f.shard in shards] for n, p in self.pinned.items()
-        }
+        state: dict[str, object] = {name: self._state(pinned) for name, pinned in self.pinned.items()}
         self.digest = digest(state | ({"stale": self.stale_rows} if self.stale_rows else {}))
-        self.rows = self._common_rows(sorted(shards))
+        self._starts, self._gaps = self._common_rows()
         if lease:
             lease.narrow(self.generations)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self._starts[-1]) - len(self._gaps)
 
     @property
     def generations(self) -> dict[str, list[list[int]]]:
         """``[shard, generation]`` of every file that is pinned, by the stem of its column: to compare later states."""
-        return {p.column.stem: [[file.shard, file.generation] for file in p.files] for p in self.pinned.values()}
+        return {p.column.stem: p.table[["shard", "generation"]].tolist() for p in self.pinned.values()}
 
-    def ordinals(self, name: str) -> npt.NDArray[np.int64]:
-        """For each of `rows`, its place in the entries of one column (shape ``(n,)``)."""
-        starts = np.zeros(self.cache.shard_count + 1, np.int64)
-        total = 0
-        for file in self.pinned[name].files:
-            starts[file.shard] = total
-            total += file.rows
-        return np.asarray(starts[self.rows[:, 0]] + self.rows[:, 1])
+    @property
+    def rows(self) -> Numbers:
+        """The places ``(shard, row in shard)`` that hold features in all columns, in plan order (shape ``(n, 2)``)."""
+        return self.places(np.arange(len(self)))
 
-    def _common_rows(self, shards: list[int]) -> npt.NDArray[np.int64]:
-        whole: dict[int, npt.NDArray[np.bool_]] = {}
-        for pinned in self.pinned.values():
-            ends = np.cumsum([file.rows for file in pinned.files])
-            for file, there in zip(pinned.files, np.split(present(pinned.entries), ends[:-1]), strict=True):
-                if len(whole.setdefault(file.shard, there)) != len(there):
-                    raise DamageError(f"{file.file} has {len(there):,} rows, another column {len(whole[file.shard]):,}")
-                whole[file.shard] = whole[file.shard] & there
-        pieces = [np.stack([np.full(len(kept), s), kept], 1) for s in shards for kept in [np.flatnonzero(whole[s])]]
-        return np.concatenate(pieces).astype(np.int64)
+    def places(self, positions: Numbers) -> Numbers:
+        """The places of some of `rows` (shape ``(k, 2)``); all of them may be more than memory should hold."""
+        ordinals, files = self._find(positions)
+        return np.stack([self._shards[files], ordinals - self._starts[files]], 1)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """The shard and the row in it of one position."""
+        shard, row = self.places(np.array([position]))[0].tolist()
+        return int(shard), int(row)
+
+    def lookup(self, name: str, positions: Numbers) -> tuple[Numbers, Numbers]:
+        """Of some of `rows`, the shards and the places among the entries of one column (shape ``(k,)`` each)."""
+        ordinals, files = self._find(positions)
+        shards, pinned = self._shards[files], self.pinned[name]
+        own = np.searchsorted(pinned.table["shard"], shards)
+        return shards, ordinals - self._starts[files] + pinned.starts[own]
+
+    def _find(self, positions: Numbers) -> tuple[Numbers, Numbers]:
+        """Of some of `rows`, the places among the rows of all common shards, and which of these shards each is in."""
+        ordinals = positions + np.searchsorted(self._gaps, positions, side="right")
+        return ordinals, np.searchsorted(self._starts, ordinals, side="right") - 1
+
+    def _state(self, pinned: PinnedColumn) -> list[tuple[int, int, str]]:
+        """What names the state of one column: number, generation and sha256 of its file of every common shard."""
+        table = pinned.table[np.isin(pinned.table["shard"], self._shards)]
+        return [
+            (shard, generation, sha256.hex())
+            for shard, generation, sha256 in table[["shard", "generation", "sha256"]].tolist()
+        ]
+
+    def _common_rows(self) -> tuple[Numbers, Numbers]:
+        """Where the rows of each common shard begin, and what tells which of them lack features in some column.
+
+        That is, for each such row, how many that have features come before it: to be counted in with `np.searchsorted`.
+        """
+        starts, absent = np.zeros(len(self._shards) + 1, np.int64), np.zeros(0, np.int64)
+        for number, pinned in enumerate(self.pinned.values()):
+            own = np.searchsorted(pinned.table["shard"], self._shards)
+            rows = pinned.table["rows"][own]
+            if not number:
+                starts[1:] = np.cumsum(rows)
+            elif (wrong := np.flatnonzero(rows != np.diff(starts))).size:
+                file, there = pinned.file(int(self._shards[wrong[0]])), int(np.diff(starts)[wrong[0]])
+                raise DamageError(f"{file.file} has {file.rows:,} rows, another column {there:,}")
+            files = np.searchsorted(pinned.starts, pinned.absent, side="right") - 1
+            common = np.searchsorted(self._shards, pinned.table["shard"][files])
+            inside = self._shards[np.minimum(common, len(self._shards) - 1)] == pinned.table["shard"][files]
+            moved = pinned.absent - pinned.starts[files] + starts[np.minimum(common, len(self._shards) - 1)]
+            absent = np.union1d(absent, moved[inside])
+        return starts, absent - np.arange(len(absent))
 
 
-def _pin(cache: Cache, name: str) -> PinnedColumn:
-    """Read a column's current commits, through the derived copy in ``index/`` where that is up to date."""
-    column, generations = cache.column(name), cache.commits(name)
+def _pin(cache: Cache, names: Sequence[str]) -> dict[str, PinnedColumn]:
+    """Read the current commits of some columns, through the derived copies in ``index/`` that are up to date."""
+    columns = {name: cache.column(name) for name in names}
+    current = {name: cache.commits(name) for name in names}
+    samples = cache.commits(layout.SAMPLES)
+    pinned = {name: _pin_one(cache, columns[name], current[name], samples) for name in names}
+    if any(cache.stem(name) != column.stem for name, column in columns.items()):
+        return _pin(cache, names)  # A column was replaced meanwhile.
+    return pinned
+
+
+def _pin_one(cache: Cache, column: Column, generations: dict[int, int], samples: dict[int, int]) -> PinnedColumn:
     # Features newer than their samples: the samples' last commit was lost.
-    edited = {shard: g for shard, g in cache.commits(layout.SAMPLES).items() if g > 1 or generations.get(shard, 0) > g}
-    state = digest([[_stated(cache, n, commits)] for n, commits in ((name, generations), (layout.SAMPLES, edited))])
-    derived = _load_derived(cache, name, state, column)
+    edited = {shard: g for shard, g in samples.items() if g > 1 or generations.get(shard, 0) > g}
+    state = digest(
+        [[_stated(cache, n, commits)] for n, commits in ((column.name, generations), (layout.SAMPLES, edited))]
+    )
+    derived = load_derived(cache, column.name, state, column)
     if derived is None:
         derived = _gather(cache, column, generations, edited)
-        _store_derived(cache, name, state, derived)
-    if cache.stem(name) != column.stem:
-        return _pin(cache, name)  # The column was replaced meanwhile.
+        store_derived(cache, column.name, state, derived)
     return derived
 
 
 def _stated(cache: Cache, name: str, generations: dict[int, int]) -> list[list[int]]:
     """Numbers, sizes and times of change of commits: what tells that the derived index is of these."""
-    stem, stats = cache.stem(name), []
+    root, stem, stats = str(cache.root), cache.stem(name), []
     for shard, generation in generations.items():
+        file = layout.commit(stem, shard, generation)
         try:
-            stat = os.lstat(cache.root / layout.commit(stem, shard, generation))
+            stat = os.lstat(f"{root}/{file}")
         except FileNotFoundError:
-            raise DamageError(f"{layout.commit(stem, shard, generation)} vanished from {cache.name}") from None
+            raise DamageError(f"{file} vanished from {cache.name}") from None
         stats.append([shard, generation, stat.st_size, stat.st_mtime_ns])
     return stats
 
@@ -159,7 +177,10 @@ def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: d
         files.append(ShardFile(shard, generation, commit.file, commit.bytes, commit.sha256, commit.rows))
         parts.append(entries)
     entries = np.concatenate([np.zeros((0, len(column.fields)), ENTRY), *parts])
-    return PinnedColumn(column, tuple(files), entries, stale)
+    usual = {file.shard: layout.shard(column.stem, file.shard, file.sha256, cache.container) for file in files}
+    names = {file.shard: file.file for file in files if file.file != usual[file.shard]}
+    absent = np.flatnonzero(~present(entries))
+    return PinnedColumn(column, cache.container, table_of(files), EntriesInMemory(entries), absent, stale, names)
 
 
 def load_entries(cache: Cache, column: Column, commit: Commit) -> Entries:
@@ -181,47 +202,3 @@ def stale_rows(column: Column, commit: Commit, rows: Sequence[Mapping[str, Any]]
         raise DamageError(f"{commit.file} has {commit.rows:,} rows, its samples are {len(rows):,}")
     pairs = enumerate(zip(commit.keys, rows, strict=True))
     return [i for i, (key, row) in pairs if key is not None and key != column.key_of(row)]
-
-
-def _load_derived(cache: Cache, name: str, state: str, column: Column) -> PinnedColumn | None:
-    path = cache.root / layout.derived(f"{name}.json")
-    if not path.is_file():
-        return None
-    try:
-        record = load_record(path)
-        if record["state"] != state or record["fingerprint"] != column.fingerprint:
-            return None
-        files = tuple(_shard_file(dict(zip(ShardFile.__annotations__, row, strict=True))) for row in record["files"])
-        rows, most = sum(file.rows for file in files), max((file.bytes for file in files), default=0)
-        size = index_size(rows, len(column.fields))
-        data = read_plain(cache.root / layout.derived(f"{name}.idx"), size)
-        if record["index_sha256"] != hashlib.sha256(data).hexdigest():
-            return None
-        entries = load_index(data, path.name)
-        if entries.shape != (rows, len(column.fields)) or entries["nbytes"].max(initial=0) > most:
-            return None
-        return PinnedColumn(column, files, entries, integer(record, "stale"))
-    except (CacheError, KeyError, TypeError, ValueError):
-        return None  # Derived files are never trusted to be whole: the commits are read instead.
-
-
-def _shard_file(record: Record) -> ShardFile:
-    shard, generation, rows = (integer(record, name) for name in ("shard", "generation", "rows"))
-    return ShardFile(shard, generation, rows=rows, **reference(record))
-
-
-def _store_derived(cache: Cache, name: str, state: str, pinned: PinnedColumn) -> None:
-    files: list[list[Any]] = [list(f.__dict__.values()) for f in pinned.files]
-    index = dump_index(pinned.entries)
-    record = {
-        "state": state,
-        "fingerprint": pinned.column.fingerprint,
-        "index_sha256": hashlib.sha256(index).hexdigest(),
-        "files": files,
-        "stale": pinned.stale,
-    }
-    try:
-        durable.replace(cache.root / layout.derived(f"{name}.idx"), index)
-        durable.replace(cache.root / layout.derived(f"{name}.json"), dump_record(record))
-    except (OSError, CacheError):
-        pass  # A read-only or full disk, or too many shards for one record: opening is slower, nothing else changes.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kcache.shards import BatchOrder, Stream, permutation
+from kcache.shards import BatchOrder, Stream, Windows, permutation
 from kcache.training.draws import CAPTION, NOISE, PROBE, TIMESTEP, VIEW, Draws
 from kcache.training.loop import Geometry
 from kcache.training.shapes import Positions
@@ -52,6 +52,45 @@ def test_every_sample_is_as_likely_at_every_place() -> None:
 def test_the_stream_is_epoch_after_epoch(seed: int, n: int, start: int, count: int) -> None:
     epochs = np.concatenate([permutation(seed, epoch, n) for epoch in range((start + count) // n + 1)])
     assert np.array_equal(Stream(n, seed).take(start, count), epochs[start : start + count])
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 50), sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12), data=st.data())
+def test_in_windows_an_epoch_has_every_sample_once_and_few_shards_at_a_time(
+    seed: int, epoch: int, sizes: list[int], data: st.DataObject
+) -> None:
+    shards = np.repeat(np.arange(len(sizes)), sizes)
+    if not len(shards):
+        return
+    size = data.draw(st.integers(1, len(sizes)))
+    stream = Stream(len(shards), seed, Windows(shards, len(sizes), size), seed)
+    order = stream.take(epoch * len(shards), len(shards))
+    assert sorted(order) == list(range(len(shards)))
+    seen = [int(shard) for shard in shards[order]]
+    first, last = {}, {}
+    for place, shard in enumerate(seen):
+        first.setdefault(shard, place)
+        last[shard] = place
+    for place in range(len(seen)):
+        assert sum(first[shard] <= place <= last[shard] for shard in first) <= size
+
+
+@given(seed=SEEDS, n=SIZES, count=st.integers(1, 9))
+def test_a_window_of_all_shards_is_no_window(seed: int, n: int, count: int) -> None:
+    windows = Windows(np.arange(n) % count, count, count)
+    assert np.array_equal(Stream(n, seed, windows, seed).take(0, 2 * n), Stream(n, seed).take(0, 2 * n))
+
+
+@given(seed=SEEDS, count=st.integers(2, 12), data=st.data())
+def test_groups_take_the_shards_of_a_store_in_the_same_order(seed: int, count: int, data: st.DataObject) -> None:
+    """So that samples of all shapes are in the same windows: the fetched ones."""
+    shards = np.repeat(np.arange(count), 4)
+    groups = [np.arange(0, len(shards), 2), np.arange(1, len(shards), 2)]
+    size = data.draw(st.integers(1, count))
+    order = BatchOrder(groups, 1, seed, [Windows(shards[group], count, size) for group in groups])
+    places = np.concatenate([order.batch(step) for step in range(len(shards))])
+    of_group = [[int(shards[place]) for place in places if place % 2 == group] for group in (0, 1)]
+    windows = [[set(seen[start : start + 2 * size]) for start in range(0, len(seen), 2 * size)] for seen in of_group]
+    assert windows[0] == windows[1]
 
 
 @given(seed=SEEDS, n=st.integers(1, 40), cuts=st.lists(st.integers(0, 200), min_size=1, max_size=6))

@@ -12,19 +12,19 @@ import pytest
 from toy_cache import FIELDS, SAMPLES, assert_rows, make_cache, read_all, row, shard_file
 
 import kcache.shards.reader as reader_module
-from kcache.shards import Cache, ColumnReader, DamageError, Snapshot, durable, layout
+from kcache.shards import Cache, ColumnReader, DamageError, Snapshot, durable, files, layout
 
 # --- reading
 
 
 def test_without_preadv_the_same_bytes_are_read(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "_read_at", reader_module._seek_and_read)
+    monkeypatch.setattr(reader_module, "read_at", files._seek_and_read)
     for name in FIELDS:
         assert_rows(read_all(cache, name), [row(name, n) for n in range(SAMPLES)])
 
 
 def test_without_preadv_a_file_that_was_cut_is_an_error_too(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "_read_at", reader_module._seek_and_read)
+    monkeypatch.setattr(reader_module, "read_at", files._seek_and_read)
     reader = ColumnReader(Snapshot(cache, ["image"]), "image")
     reader.read(0, "image_embeds")
     os.truncate(shard_file(cache, "image", 0), 100)
@@ -35,7 +35,7 @@ def test_without_preadv_a_file_that_was_cut_is_an_error_too(cache: Cache, monkey
 
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="this system reads with the other function")
 def test_where_there_is_preadv_nothing_stands_between_it_and_the_reader() -> None:
-    assert reader_module._read_at is os.preadv
+    assert files.read_at is os.preadv
 
 
 # --- writing

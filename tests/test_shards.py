@@ -29,12 +29,14 @@ from kcache.shards import (
     ColumnReader,
     DamageError,
     Snapshot,
+    derived,
     durable,
     layout,
     read_null,
     verify,
 )
 from kcache.shards.index import ENTRY, dump_index, load_index, present
+from kcache.shards.pinned import EntriesOnDisk
 from kcache.shards.records import dump_lines, dump_record, load_lines, load_record
 
 # --- what is written is read back
@@ -58,14 +60,14 @@ def test_a_column_is_read_back_as_it_was_written(cache: Cache) -> None:
         cache.column("depth")
 
 
-def test_a_reader_fills_the_buffer_it_is_given(cache: Cache) -> None:
-    reader = ColumnReader(Snapshot(cache, ["image"]), "image")
-    out = np.full(5, 7, np.float32)
-    reader.read_into(6, "image_embeds", out[1:4].view(np.uint8).data)
-    assert out.tolist() == [7, *row("image", 6)["image_embeds"].tolist(), 7]
-    with pytest.raises(DamageError, match="'sample 6'"):
-        reader.read_into(6, "image_embeds", out.view(np.uint8).data)
-    reader.close()
+def test_a_reader_fills_the_buffers_it_is_given(cache: Cache) -> None:
+    rows = ColumnReader(Snapshot(cache, ["image"]), "image").rows([6, 1, 9])
+    out = np.full((3, 5), 7, np.float32)
+    rows.read_into("image_embeds", [one[1:4].view(np.uint8).data for one in out])
+    assert out.tolist() == [[7, *row("image", n)["image_embeds"].tolist(), 7] for n in (6, 1, 9)]
+    assert rows.nbytes("image_embeds").tolist() == [12] * 3
+    with pytest.raises(DamageError, match="'sample 1'"):
+        rows.only([1]).read_into("image_embeds", [out[0].view(np.uint8).data])
 
 
 def test_a_reader_keeps_few_files_open(cache: Cache) -> None:
@@ -316,6 +318,53 @@ def test_a_derived_index_that_is_not_whole_and_new_changes_nothing(cache: Cache,
     assert again.digest == expected.digest
     assert again.rows.tolist() == expected.rows.tolist()
     assert_rows(read_all(cache, "image"), [row("image", n) for n in range(SAMPLES + 1)])
+
+
+@pytest.fixture
+def entries_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a cache of millions of rows."""
+    monkeypatch.setattr(derived, "IN_MEMORY", 0)
+
+
+@pytest.mark.usefixtures("entries_on_disk")
+def test_entries_that_stay_on_the_disk_say_what_those_in_memory_do(tmp_path: Path, container: str) -> None:
+    cache = make_cache(tmp_path / "cache", container, aside=frozenset({0, 5, 8, 9}))
+    in_memory = Snapshot(cache, ["text", "image"])  # the first time they are gathered from the commits
+    on_disk = Snapshot(cache, ["text", "image"])
+    assert isinstance(on_disk.pinned["image"].stored, EntriesOnDisk)
+    assert (on_disk.digest, on_disk.rows.tolist()) == (in_memory.digest, in_memory.rows.tolist())
+    for name in FIELDS:
+        readers = [ColumnReader(snapshot, name) for snapshot in (in_memory, on_disk)]
+        for positions in ([0], [5, 0, 1, 2, 5], range(6)):
+            one, other = (reader.rows(positions) for reader in readers)
+            assert [one.nbytes(f.name).tolist() for f in FIELDS[name]] == [
+                other.nbytes(f.name).tolist() for f in FIELDS[name]
+            ]
+        numbers = [1, 2, 3, 4, 6, 7]
+        assert_rows(
+            [{f.name: readers[1].read(i, f.name) for f in FIELDS[name]} for i in range(6)],
+            [row(name, n) for n in numbers],
+        )
+        assert on_disk.pinned[name].entries.tolist() == in_memory.pinned[name].entries.tolist()
+        for reader in readers:
+            reader.close()
+
+
+@pytest.mark.usefixtures("entries_on_disk")
+def test_entries_on_the_disk_that_are_replaced_stay_and_that_are_cut_are_an_error(cache: Cache) -> None:
+    Snapshot(cache, ["image"])
+    reader = ColumnReader(Snapshot(cache, ["image"]), "image")
+    index = cache.root / "index" / "image.idx"
+    kept = index.read_bytes()
+    index.unlink()
+    index.write_bytes(bytes(len(kept)))
+    assert reader.read(3, "image_embeds").tolist() == row("image", 3)["image_embeds"].tolist()
+    reader.close()
+    index.write_bytes(kept)
+    reader = ColumnReader(Snapshot(cache, ["image"]), "image")
+    os.truncate(index, len(kept) - 16)
+    with pytest.raises(DamageError, match=r"image.idx was cut while in use; run the command again"):
+        reader.read(SAMPLES - 1, "image_embeds")
 
 
 def test_the_derived_index_spares_reading_the_commits(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ class Ahead:
         for part, position in zip(parts.tolist(), positions, strict=True):
             if self._references[part]:
                 _, at = self._samples.place(position)
-                found[part, int(self._samples.snapshots[part].rows[at, 0])] = None
+                found[part, self._samples.snapshots[part].place(at)[0]] = None
         return list(found)
 
     def _wait(self, needed: dict[_Shard, int], nbytes: int) -> bool:

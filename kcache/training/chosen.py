@@ -92,7 +92,7 @@ def planned_ids(snapshot: Snapshot, positions: Positions) -> list[str]:
     """The ids under which samples were added: unlike the present ones they never change."""
     ids: dict[int, list[str]] = {}
     names = []
-    for shard, row in snapshot.rows[positions].tolist():
+    for shard, row in snapshot.places(positions).tolist():
         if shard not in ids:
             ids[shard] = snapshot.cache.planned_ids(shard)
         names.append(ids[shard][row])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from kcache.shards import Field, read_null
@@ -67,22 +68,32 @@ class DecoderSource:
         return buffers
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
+        """Read a micro-batch, whose samples are of one shape, and draw for it; ValueError where they are not."""
+        filled = self.read(buffers, batch)
+        draw_noise(self._draws, filled, batch, self._reading.timesteps)
+        if self._reading.loss_weights is not None:
+            weigh(self._samples, self._reading.loss_weights, filled, np.asarray(batch.positions))
+        return filled
+
+    def read(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
         """Read a micro-batch, whose samples are of one shape; ValueError where they are not."""
         shape = (len(batch.positions), *self._shapes.of(batch.positions))
         filled = first(buffers, len(batch.positions))
         filled |= {name: beginning(buffers[name], shape) for name in ("latents", "noise")}
         latents, images = rows_of(filled["latents"]), rows_of(filled["image_embeds"])
-        for i, (slot, position) in enumerate(zip(batch.slots, batch.positions, strict=True)):
-            of_picture, of_clip = drawn(self._views, self._draws, batch.step, slot)
-            of_picture.read_into(position, "latents", latents[i])
-            if self._reading.dropout and self._draws.chance(batch.step, slot, DROPOUT, self._reading.dropout):
-                images[i][:] = self._null
-            else:
-                of_clip.read_into(position, "image_embeds", images[i])
-        draw_noise(self._draws, filled, batch, self._reading.timesteps)
-        if self._reading.loss_weights is not None:
-            weigh(self._samples, self._reading.loss_weights, filled, batch.positions)
+        dropped = {i for i, slot in enumerate(batch.slots) if self._is_dropped(batch.step, slot)}
+        for (of_picture, of_clip), chosen in drawn(self._views, self._draws, batch):
+            of_picture.rows([batch.positions[i] for i in chosen]).read_into("latents", [latents[i] for i in chosen])
+            kept = [i for i in chosen if i not in dropped]
+            of_clip.rows([batch.positions[i] for i in kept]).read_into("image_embeds", [images[i] for i in kept])
+        for i in dropped:
+            images[i][:] = self._null
         return filled
+
+    def _is_dropped(self, step: int, slot: int) -> bool:
+        """Whether a sample's condition is replaced by the null one."""
+        dropout = self._reading.dropout
+        return bool(dropout) and self._draws.chance(step, slot, DROPOUT, dropout)
 
     def close(self) -> None:
         """Close the files of all columns."""

@@ -10,22 +10,34 @@ import torch
 from kcache.shards import CacheError, read_null
 
 from .draws import CAPTION, DROPOUT, Draws
-from .samples import Positions, Samples
+from .samples import Positions, Rows, Samples
 from .sources import TORCH_DTYPES, Buffers, MicroBatch, Reading, allocator, draw_noise, drawn, first, rows_of, weigh
 from .trimming import trimmed_length
 
 
-@dataclass(frozen=True)
-class _Span:
-    """One caption of a sample, by its number (None: the empty one), and where its tokens begin and end."""
+@dataclass
+class _Spans:
+    """Which caption of each sample is read, and where its tokens begin and end in the arrays that are stored.
 
-    caption: int | None
-    start: int
-    stop: int
+    ``captions`` are numbers, or one of `WHOLE` and `EMPTY`; ``starts`` and ``stops`` have shape ``(B,)``.
+    """
+
+    captions: list[int]
+    starts: npt.NDArray[np.int64]
+    stops: npt.NDArray[np.int64]
 
     @property
-    def tokens(self) -> int:
-        return self.stop - self.start
+    def tokens(self) -> list[int]:
+        """How many tokens each caption has."""
+        found: list[int] = (self.stops - self.starts).tolist()
+        return found
+
+
+AT_ONCE = 2**18
+"""Samples whose captions are looked at in one go, before any is read."""
+
+WHOLE, EMPTY = -1, -2
+"""The only caption of a sample, whose arrays are read as they are; and the empty caption in its place."""
 
 
 class PriorSource:
@@ -50,9 +62,9 @@ class PriorSource:
         self._samples, self._reading, self._draws = samples, reading, Draws(reading.seed)
         self._name, self._full, self._trim = text, num_embeddings, trim
         self._embed, self._hidden = self._text.field("text_embeds"), self._text.field("hidden_states")
-        self._captions = self._text.nbytes("lengths") // 4
-        self._tokens = self._text.nbytes("hidden_states") // self._hidden.row_bytes
         self._require_whole_captions()
+        if all_captions:
+            self._captions = self._text.nbytes("lengths") // 4
         self._ends = np.cumsum(self._captions, dtype=np.int64) if all_captions else None
         if reading.dropout:
             cache = samples.snapshots[0].cache
@@ -65,15 +77,15 @@ class PriorSource:
 
         kcache writes none such, but a cache may be a stranger's, and its captions would be taken for one another.
         """
-        embeds = self._text.nbytes("text_embeds") // self._embed.row_bytes
-        most = self._captions * np.int64(self._full)
-        wrong = (
-            (self._captions == 0) | (embeds != self._captions) | (self._tokens < self._captions) | (self._tokens > most)
-        )
-        if wrong.any():
-            sample = int(np.flatnonzero(wrong)[0])
-            counts = f"{self._captions[sample]:,} in 'lengths', {embeds[sample]:,} in 'text_embeds'"
-            raise self._unfit(sample, f"{counts}, of {self._tokens[sample]:,} tokens in 'hidden_states'")
+        for start in range(0, len(self._samples), AT_ONCE):
+            rows = self._text.rows(np.arange(start, min(start + AT_ONCE, len(self._samples))))
+            captions, embeds = rows.nbytes("lengths") // 4, rows.nbytes("text_embeds") // self._embed.row_bytes
+            tokens, most = rows.nbytes("hidden_states") // self._hidden.row_bytes, captions * np.int64(self._full)
+            wrong = (captions == 0) | (embeds != captions) | (tokens < captions) | (tokens > most)
+            if wrong.any():
+                i = int(np.flatnonzero(wrong)[0])
+                counts = f"{captions[i]:,} in 'lengths', {embeds[i]:,} in 'text_embeds'"
+                raise self._unfit(start + i, f"{counts}, of {tokens[i]:,} tokens in 'hidden_states'")
 
     def _unfit(self, sample: int, captions: str) -> CacheError:
         cache = self._samples.snapshots[self._samples.place(sample)[0]].cache
@@ -123,21 +135,23 @@ class PriorSource:
         return buffers
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
-        """Read a micro-batch; hidden states are (B, L, D), L the longest caption drawn, zero after each one's end."""
-        positions = [self.sample_of(position) for position in batch.positions]
-        spans = [self._span(batch.step, *item) for item in zip(batch.slots, batch.positions, positions, strict=True)]
-        filled = self._first(buffers, len(positions), max(span.tokens for span in spans))
-        hidden, embeds, images = (rows_of(filled[name]) for name in ("hidden_states", "text_embeds", "image_embeds"))
-        hidden_array, lengths = filled["hidden_states"].numpy(), filled["lengths"].numpy()
-        for i, (slot, position, span) in enumerate(zip(batch.slots, positions, spans, strict=True)):
-            self._read_text(position, span, embeds[i], hidden[i])
-            image = drawn(self._images, self._draws, batch.step, slot)
-            image.read_into(position, "image_embeds", images[i])
-            lengths[i] = span.tokens
-            hidden_array[i, span.tokens :] = 0
+        """Read a micro-batch and draw for it."""
+        filled = self.read(buffers, batch)
         draw_noise(self._draws, filled, batch, self._reading.timesteps)
         if self._reading.loss_weights is not None:
-            weigh(self._samples, self._reading.loss_weights, filled, positions)
+            weigh(self._samples, self._reading.loss_weights, filled, self.samples_of(np.asarray(batch.positions)))
+        return filled
+
+    def read(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
+        """Read a micro-batch; hidden states are (B, L, D), L the longest caption drawn, zero after each one's end."""
+        samples = self.samples_of(np.asarray(batch.positions))
+        text = self._text.rows(samples)
+        spans = self._spans(batch, text)
+        filled = self._first(buffers, len(samples), max(spans.tokens))
+        self._read_text(text, spans, filled)
+        images = rows_of(filled["image_embeds"])
+        for reader, chosen in drawn(self._images, self._draws, batch):
+            reader.rows(samples[chosen]).read_into("image_embeds", [images[i] for i in chosen])
         return filled
 
     def close(self) -> None:
@@ -152,30 +166,47 @@ class PriorSource:
         hidden = buffers["hidden_states"].view(-1)[: count * length * width].view(count, length, width)
         return {**first(buffers, count), "hidden_states": hidden}
 
-    def _span(self, step: int, slot: int, position: int, sample: int) -> _Span:
-        """Which caption is read: none at all, the one of this position, or one that is drawn."""
-        if self._reading.dropout and self._draws.chance(step, slot, DROPOUT, self._reading.dropout):
-            return _Span(None, 0, self._null_tokens)
-        count = int(self._captions[sample])
-        if count == 1:
-            return _Span(0, 0, int(self._tokens[sample]))
-        if self._ends is None:
-            caption = self._draws.integer(step, slot, CAPTION, count)
-        else:
-            caption = position - int(self._ends[sample]) + count
-        lengths: npt.NDArray[np.int64] = self._text.read(sample, "lengths").astype(np.int64)
-        if lengths.sum() != self._tokens[sample] or lengths.min() < 1 or lengths.max() > self._full:
-            raise self._unfit(sample, f"lengths {lengths.tolist()} of {self._tokens[sample]:,} tokens")
-        ends = np.cumsum([0, *lengths.tolist()])
-        return _Span(caption, int(ends[caption]), int(ends[caption + 1]))
+    def _spans(self, batch: MicroBatch, text: Rows) -> _Spans:
+        """Which captions are read: none at all, the one of this position, or one that is drawn."""
+        counts, stops = text.nbytes("lengths") // 4, text.nbytes("hidden_states") // self._hidden.row_bytes
+        spans = _Spans([WHOLE] * len(counts), np.zeros(len(counts), np.int64), stops.astype(np.int64))
+        for i in np.flatnonzero(counts != 1).tolist():
+            caption = self._caption(batch.step, batch.slots[i], batch.positions[i], int(counts[i]))
+            ends = self._ends_of(text, i, self.sample_of(batch.positions[i]), int(stops[i]))
+            spans.captions[i], spans.starts[i], spans.stops[i] = caption, ends[caption], ends[caption + 1]
+        for i, slot in enumerate(batch.slots if self._reading.dropout else ()):
+            if self._draws.chance(batch.step, slot, DROPOUT, self._reading.dropout):
+                spans.captions[i], spans.starts[i], spans.stops[i] = EMPTY, 0, self._null_tokens
+        return spans
 
-    def _read_text(self, sample: int, span: _Span, embed: memoryview, hidden: memoryview) -> None:
-        nbytes = span.tokens * self._hidden.row_bytes
-        if span.caption is None:
-            embed[:], hidden[:nbytes] = self._null_embed, self._null_hidden
-        elif self._captions[sample] == 1:
-            self._text.read_into(sample, "text_embeds", embed)
-            self._text.read_into(sample, "hidden_states", hidden[:nbytes])
-        else:
-            embed[:] = self._text.read(sample, "text_embeds")[span.caption].tobytes()
-            hidden[:nbytes] = self._text.read(sample, "hidden_states")[span.start : span.stop].tobytes()
+    def _ends_of(self, text: Rows, i: int, sample: int, tokens: int) -> npt.NDArray[np.int64]:
+        """Where the captions of the ``i``-th row begin among its tokens, and where the last one ends."""
+        lengths: npt.NDArray[np.int64] = text.read(i, "lengths").astype(np.int64)
+        if lengths.sum() != tokens or lengths.min() < 1 or lengths.max() > self._full:
+            raise self._unfit(sample, f"lengths {lengths.tolist()} of {tokens:,} tokens")
+        return np.cumsum([0, *lengths.tolist()])
+
+    def _caption(self, step: int, slot: int, position: int, count: int) -> int:
+        """Which of several captions is read: the one of this position, or one that is drawn."""
+        if self._ends is None:
+            return self._draws.integer(step, slot, CAPTION, count)
+        return position - int(self._ends[self.sample_of(position)]) + count
+
+    def _read_text(self, text: Rows, spans: _Spans, filled: Buffers) -> None:
+        """Fill ``text_embeds``, ``hidden_states`` and ``lengths``: samples with one caption straight from the files."""
+        tokens, row_bytes = spans.tokens, self._hidden.row_bytes
+        embeds, hidden = rows_of(filled["text_embeds"]), rows_of(filled["hidden_states"])
+        hidden = [row[: count * row_bytes] for row, count in zip(hidden, tokens, strict=True)]
+        whole = [i for i, caption in enumerate(spans.captions) if caption == WHOLE]
+        of_one = text if len(whole) == len(tokens) else text.only(whole)
+        of_one.read_into("text_embeds", [embeds[i] for i in whole])
+        of_one.read_into("hidden_states", [hidden[i] for i in whole])
+        for i, caption in enumerate(spans.captions):
+            if caption == EMPTY:
+                embeds[i][:], hidden[i][:] = self._null_embed, self._null_hidden
+            elif caption != WHOLE:
+                embeds[i][:] = text.read(i, "text_embeds")[caption].tobytes()
+                hidden[i][:] = text.read(i, "hidden_states")[spans.starts[i] : spans.stops[i]].tobytes()
+        for row, count in zip(filled["hidden_states"].numpy(), tokens, strict=True):
+            row[count:] = 0
+        filled["lengths"].numpy()[:] = tokens

@@ -16,6 +16,9 @@ from .samples import Positions, Samples
 Rows = npt.NDArray[np.int32]
 """The shape (C, H, W) of every sample's latents, by position (n, 3)."""
 
+AT_ONCE = 4096
+"""Shapes that are read in one call."""
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -90,8 +93,10 @@ def _read_rows(snapshot: Snapshot, name: str, check_crc: bool) -> Rows:
     """The shapes in one column, read in the order in which they lie on disk."""
     reader, rows = ColumnReader(snapshot, name, check_crc=check_crc), np.empty((len(snapshot), 3), np.int32)
     try:
-        for position, row in enumerate(rows):
-            reader.read_into(position, "shape", row.view(np.uint8).data)
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            outs = [row.view(np.uint8).data for row in some]
+            reader.rows(range(start, start + len(some))).read_into("shape", outs)
     finally:
         reader.close()
     stored = reader.nbytes("latents")
@@ -122,5 +127,5 @@ def _show(shape: Rows) -> str:
 
 def _sample(snapshot: Snapshot, position: int) -> str:
     """The id of the sample at a position."""
-    shard, row = (int(place) for place in snapshot.rows[position])
+    shard, row = snapshot.place(position)
     return snapshot.cache.ids(shard)[row]

@@ -83,9 +83,15 @@ def allocator(pin: bool) -> Allocator:
     return lambda shape, dtype: torch.zeros(shape, dtype=dtype, pin_memory=pin)
 
 
-def drawn(views: Sequence[Drawn], draws: Draws, step: int, slot: int) -> Drawn:
-    """The view of one sample, all equally likely; of one view nothing is drawn."""
-    return views[0] if len(views) == 1 else views[draws.integer(step, slot, VIEW, len(views))]
+def drawn(views: Sequence[Drawn], draws: Draws, batch: MicroBatch) -> list[tuple[Drawn, Sequence[int]]]:
+    """The view of each sample, all equally likely: every view that occurs, and the places in the batch that have it.
+
+    Of one view nothing is drawn.
+    """
+    if len(views) == 1:
+        return [(views[0], range(len(batch.slots)))]
+    numbers = np.array([draws.integer(batch.step, slot, VIEW, len(views)) for slot in batch.slots])
+    return [(views[view], np.flatnonzero(numbers == view).tolist()) for view in np.unique(numbers)]
 
 
 def draw_noise(draws: Draws, buffers: Buffers, batch: MicroBatch, timesteps: int) -> None:
@@ -97,9 +103,9 @@ def draw_noise(draws: Draws, buffers: Buffers, batch: MicroBatch, timesteps: int
         steps[i] = among[draws.integer(batch.step, slot, TIMESTEP, len(among))]
 
 
-def weigh(samples: Samples, loss_weights: Sequence[float], buffers: Buffers, positions: Sequence[int]) -> None:
+def weigh(samples: Samples, loss_weights: Sequence[float], buffers: Buffers, positions: Positions) -> None:
     """Fill ``weights`` with what each sample counts in the loss."""
-    parts = samples.part_of(np.asarray(positions))
+    parts = samples.part_of(positions)
     buffers["weights"].numpy()[:] = np.asarray(loss_weights, np.float32)[parts]
 
 

@@ -104,8 +104,18 @@ def test_a_record_that_names_a_file_elsewhere_is_refused(lived: Cache, file: obj
 def test_a_derived_index_that_names_a_file_elsewhere_is_not_believed(lived: Cache, file: str) -> None:
     right = read_parts(lived.root)
     path = lived.root / "index" / "image.json"
-    first, *others = load_record(path)["files"]
-    with_record(path, files=[[file if type(part) is str and "/" in part else part for part in first], *others])
+    with_record(path, names={"0": file})
+    assert read_parts(lived.root) == right
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"files": 2**40}, {"rows": 2**62}, {"absent": -1}, {"absent": 3}, {"stale": True}, {"names": []}, {"state": None}],
+    ids=str,
+)
+def test_a_derived_index_of_absurd_numbers_is_not_believed(lived: Cache, change: dict[str, object]) -> None:
+    right = read_parts(lived.root)
+    with_record(lived.root / "index" / "image.json", **change)
     assert read_parts(lived.root) == right
 
 

@@ -1,0 +1,144 @@
+"""Measures how long a cache of many made-up rows takes to open, and how much memory that takes.
+
+    python benchmarks/opening.py --rows 10000000
+
+Only what opening reads is made: names and sizes of plan and commits, and the derived index of a text and an image
+column; shards and captions are not there. Each time a new process opens both columns and their readers, looks up a
+batch, and tells the seconds and by how much its memory grew. The plain work that no opening can do without is timed
+beside it, in turns: asking for names and sizes, and reading the entries once.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+from machine import describe
+
+from kcache.shards import Cache, Column, ColumnReader, Field, Snapshot, layout, permutation, snapshot
+from kcache.shards.index import ENTRY
+from kcache.shards.pinned import FILE, EntriesInMemory, PinnedColumn
+
+COLUMNS = {
+    "text": ("captions", [("text_embeds", (None, 1280)), ("hidden_states", (None, 1280)), ("lengths", (None,))]),
+    "image": ("image", [("image_embeds", (1280,))]),
+}
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def make_cache(root: Path, rows: int, shard_size: int) -> None:
+    """Names of ``rows`` samples in shards, and a derived index that says where their features would be."""
+    cache = Cache.create(root, shard_size=shard_size, container="tar")
+    shards = -(-rows // shard_size)
+    (root / layout.PLAN).mkdir()
+    for shard in range(shards):
+        (root / layout.plan(shard)).touch()
+    for name, (reads, fields) in COLUMNS.items():
+        typed = tuple(Field(field, "int32" if field == "lengths" else "float16", shape) for field, shape in fields)
+        cache.add_column(Column(name, reads, typed, {}, {}, "fp16"), None)
+    for name in (layout.SAMPLES, *COLUMNS):
+        (root / layout.commits(name)).mkdir(parents=True)
+        for shard in range(shards):
+            (root / layout.commit(name, shard, 1)).touch()
+    with mock.patch.object(snapshot, "_gather", lambda cache, column, *_: made_up(cache, column, rows)):
+        Snapshot(cache, list(COLUMNS))
+
+
+def made_up(cache: Cache, column: Column, rows: int) -> PinnedColumn:
+    """A column of random digests and checksums, one row in a thousand of which was set aside."""
+    random = np.random.default_rng(0)
+    table = np.zeros(-(-rows // cache.shard_size), FILE)
+    table["shard"], table["generation"], table["bytes"] = np.arange(len(table)), 1, 2**40
+    table["rows"] = np.diff([*range(0, rows, cache.shard_size), rows])
+    table["sha256"] = np.frombuffer(random.bytes(32 * len(table)), "V32")
+    entries = np.zeros((rows, len(column.fields)), ENTRY)
+    entries["offset"] = 512 + np.arange(rows)[:, None] * 50_000
+    entries["nbytes"] = 2560
+    entries["crc32"] = random.integers(0, 2**32, entries.shape, np.uint32)
+    absent = np.arange(0, rows, 1000)
+    entries[absent] = 0
+    return PinnedColumn(column, cache.container, table, EntriesInMemory(entries), absent)
+
+
+def open_in_child(answer: Connection, root: Path) -> None:
+    """Answer with seconds and bytes of opening, and of the order of an epoch, which training needs beside it."""
+    cache = Cache(root)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux then counts the most memory from here
+    before, began = psutil.Process().memory_info().rss, time.perf_counter()
+    pinned = Snapshot(cache, list(COLUMNS))
+    readers = [ColumnReader(pinned, name) for name in COLUMNS]
+    batch = np.random.default_rng(0).integers(0, len(pinned), 64)
+    assert all(reader.rows(batch).nbytes(reader.column.fields[0].name).all() for reader in readers)
+    opened, after = time.perf_counter(), peak()
+    permutation(0, 0, len(pinned))
+    answer.send({"seconds": opened - began, "megabytes": (after - before) / 1e6, "order": time.perf_counter() - opened})
+
+
+def peak() -> int:
+    """The most memory that this process has had at once, in bytes."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def bare(root: Path) -> float:
+    """Seconds of the work that there is in any case: names and sizes of the commits, and every byte of the index."""
+    began = time.perf_counter()
+    os.listdir(root / layout.PLAN)
+    for name in (layout.SAMPLES, *COLUMNS):
+        with os.scandir(root / layout.commits(name)) as entries:
+            sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries if name != layout.SAMPLES]
+            assert not any(sizes)
+    buffer = bytearray(4 * 2**20)
+    for name in COLUMNS:
+        with open(root / layout.derived(f"{name}.idx"), "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - began
+
+
+def measure(rows: int, shard_size: int, rounds: int) -> dict[str, Any]:
+    """Every figure of every round."""
+    with tempfile.TemporaryDirectory(prefix="kcache-opening-") as folder:
+        root = Path(folder) / "cache"
+        make_cache(root, rows, shard_size)
+        found: list[dict[str, float]] = []
+        for _ in range(rounds):
+            receive, send = SPAWN.Pipe(duplex=False)
+            child = SPAWN.Process(target=open_in_child, args=(send, root))
+            child.start()
+            found.append({"bare": bare(root), **receive.recv()})
+            child.join()
+    return {name: [one[name] for one in found] for name in found[0]}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--shard-sizes", type=int, nargs="+", default=[256, 10_000])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
+    options = parser.parse_args()
+    machine, measured = describe(), {}
+    print(json.dumps(machine, indent=1))
+    for shard_size in options.shard_sizes:
+        found = measured[shard_size] = measure(options.rows, shard_size, options.rounds)
+        ratios = [seconds / bare for seconds, bare in zip(found["seconds"], found["bare"], strict=True)]
+        print(f"\n{options.rows:,} rows, {shard_size:,} in a shard")
+        for name, values in {**found, "seconds / bare": ratios}.items():
+            print(f"{name:16} {statistics.median(values):8.2f}  ({min(values):.2f} to {max(values):.2f})", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "figures": measured}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
