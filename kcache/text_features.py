@@ -48,15 +48,17 @@ def token_counts(tokenizer: Any, captions: Sequence[str]) -> list[int]:
 
 
 def encode_captions(
-    model: Any, tokenizer: Any, captions: Sequence[str], device: "torch.device"
+    model: Any, tokenizer: Any, captions: Sequence[str], device: "torch.device", length: int | None = None
 ) -> list[EncodedCaption]:
     """Captions as the reference computes them, in fp32: padded to ``model_max_length``, cut there, without a mask.
 
-    Pad tokens are then dropped, which loses nothing: the prior masks them and reads only its last token.
+    Pad tokens are then dropped, which loses nothing: the prior masks them and reads only its last token. ``length``
+    pads to fewer tokens, of which none of the captions has more: the same but for rounding, as attention is causal and
+    what follows a token does not reach it.
     """
     import torch
 
-    length = tokenizer.model_max_length
+    length = length or tokenizer.model_max_length
     tokens = tokenizer(list(captions), max_length=length, padding="max_length", truncation=True, return_tensors="pt")
     with torch.inference_mode():
         output = model(tokens.input_ids.to(device))

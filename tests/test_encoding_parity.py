@@ -55,6 +55,17 @@ def test_text_features_are_those_of_the_padded_unmasked_encoder(cache: Cache, li
             np.testing.assert_allclose(hidden_states, real, **CLOSE, err_msg=sample)
 
 
+def test_captions_encoded_at_their_own_length_differ_by_rounding_alone(encoded: Encoded, cache: Cache) -> None:
+    trimmed = encoded(columns=("text",), trim_captions=True)
+    assert trimmed.column("text").preprocessing["padded_to_multiple_of"] == 8
+    assert trimmed.column("text").fingerprint != cache.column("text").fingerprint
+    padded = features(cache, "text")
+    for sample, text in features(trimmed, "text").items():
+        assert text["lengths"].tolist() == padded[sample]["lengths"].tolist()
+        for field in ("text_embeds", "hidden_states"):
+            np.testing.assert_allclose(text[field], padded[sample][field], rtol=0, atol=2e-6, err_msg=sample)
+
+
 def test_only_real_tokens_are_stored(cache: Cache) -> None:
     lengths = {sample: text["lengths"].tolist() for sample, text in features(cache, "text").items()}
     assert captions(cache)["long-caption.webp"] == [LONG_CAPTION]

@@ -37,7 +37,7 @@ def _make(name: ColumnName, settings: Settings, models: Models) -> Encoder:
     """The encoder of one column. A new kind is a branch here, its name in views.py and a class beside it."""
     checkpoint, precision = settings.checkpoint(), settings.precision()
     if name.view is None:
-        return TextColumn(name.name, checkpoint, precision, models, settings.template())
+        return TextColumn(name.name, checkpoint, precision, models, settings.template(), trim=settings.trim())
     cut, alpha, flip = settings.cut(name.view), settings.alpha(), name.view.flip
     if name.kind == "image":
         return ImageColumn(name.name, checkpoint, precision, models, alpha, cut, flip=flip)

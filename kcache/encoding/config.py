@@ -44,6 +44,7 @@ class EncodeConfig:
     crop_seed: int | None = None  # 0
     caption_template: str | None = None
     text_column: str | None = None
+    trim_captions: bool | None = None  # padded, as in the reference
     alpha: str | None = None
 
     # The cache.

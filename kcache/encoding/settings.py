@@ -71,6 +71,14 @@ class Settings:
         recorded = self._recorded(lambda column: column.preprocessing.get("alpha"))
         return self._config.alpha or recorded or DEFAULT_ALPHA
 
+    def trim(self) -> bool:
+        """Whether captions are encoded at their own length."""
+        return bool(
+            self._config.trim_captions
+            if self._config.trim_captions is not None
+            else any("padded_to_multiple_of" in column.preprocessing for column in self._records)
+        )
+
     def template(self) -> CaptionTemplate | None:
         """The words around captions; None for ``text``. UsageError for a new column that is given none."""
         name, recorded = self._name.name, self._own.preprocessing.get("template") if self._own else None

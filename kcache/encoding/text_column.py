@@ -14,6 +14,9 @@ from .batches import Batches
 from .encoders import STORE_DTYPES, Features, Models, Precision, notes_of
 from .templates import CaptionTemplate
 
+MULTIPLE = 8
+"""Tokens to a multiple of which trimmed captions are padded: few lengths make large batches."""
+
 
 class TextColumn:
     """CLIP text: ``text_embeds`` and the hidden states of the real tokens, caption after caption.
@@ -29,8 +32,14 @@ class TextColumn:
         precision: Precision,
         models: Models,
         template: CaptionTemplate | None = None,
+        *,
+        trim: bool = False,
     ) -> None:
-        """Read the configuration and hash the weights; load nothing. A template is put around every caption."""
+        """Read the configuration and hash the weights; load nothing. A template is put around every caption.
+
+        ``trim`` runs the encoder at each caption's own length, rounded up to `MULTIPLE`, instead of the longest.
+        """
+        self._trim = trim
         self._component, self._precision, self._template = prior.component("text_encoder"), precision, template
         self._tokenizer_folder = prior.component("tokenizer").folder
         self._models, self._batches = models, Batches(name, "caption", precision.device)
@@ -48,6 +57,7 @@ class TextColumn:
                 "vocabulary": vocabulary_digest(self._tokenizer_folder),
                 "max_length": self.tokenizer.model_max_length,
                 **({"template": template.source} if template else {}),
+                **({"padded_to_multiple_of": MULTIPLE} if trim else {}),
             },
             encode_dtype=precision.encode_dtype,
             notes=notes_of(prior),
@@ -96,7 +106,9 @@ class TextColumn:
         last_use = {caption: i for i, captions in enumerate(inputs) for caption in captions}
         distinct = list(last_use)  # in the order of their first use, so that each is encoded when it is asked for
         model = self._model  # loaded outside of the batches: no smaller batch helps where its weights do not fit
-        encoded = self._batches.map(lambda batch: self._encode(model, batch), distinct, batch_size)
+        encoded = (
+            self._trimmed(model, distinct, batch_size) if self._trim else self._padded(model, distinct, batch_size)
+        )
         kept: dict[str, EncodedCaption] = {}
         for i, captions in enumerate(inputs):
             for caption in captions:
@@ -105,8 +117,24 @@ class TextColumn:
             yield _joined([kept[caption] for caption in captions])
             kept = {caption: one for caption, one in kept.items() if last_use[caption] > i}
 
-    def _encode(self, model: Any, captions: Sequence[str]) -> list[EncodedCaption]:
-        return encode_captions(model, self.tokenizer, captions, self._precision.device)
+    def _padded(
+        self, model: Any, captions: Sequence[str], batch_size: int, length: int | None = None
+    ) -> Iterator[EncodedCaption]:
+        tokenizer, device = self.tokenizer, self._precision.device
+        return self._batches.map(
+            lambda batch: encode_captions(model, tokenizer, batch, device, length), captions, batch_size
+        )
+
+    def _trimmed(self, model: Any, captions: Sequence[str], batch_size: int) -> Iterator[EncodedCaption]:
+        """Captions of one length together, so that the length of each depends on nothing but itself."""
+        by_length: dict[int, list[str]] = {}
+        for caption, tokens in zip(captions, token_counts(self.tokenizer, captions), strict=True):
+            length = min(-(-tokens // MULTIPLE) * MULTIPLE, self.tokenizer.model_max_length)
+            by_length.setdefault(length, []).append(caption)
+        encoded: dict[str, EncodedCaption] = {}
+        for length, alike in sorted(by_length.items()):
+            encoded |= zip(alike, self._padded(model, alike, batch_size, length), strict=True)
+        return (encoded.pop(caption) for caption in captions)
 
 
 def _joined(captions: Sequence[EncodedCaption]) -> Features:
