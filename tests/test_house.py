@@ -18,6 +18,7 @@ HEAVY = {"torch", "transformers", "diffusers", "accelerate", "datasets", "peft",
 SHARED_CLI_FILES = {
     "encode_summary",
     "reference_options",
+    "say",
     "sections",
     "sizes",
     "train_options",

@@ -104,3 +104,14 @@ def test_lines_that_training_logs_are_shown_too(caplog: pytest.LogCaptureFixture
 
 def test_the_ids_of_the_cache_are_as_they_were(evil: tuple[Path, Path]) -> None:
     assert f"{EVIL}.png" in Cache(evil[1]).ids(0)
+
+
+OWN_WORDS = {"demo.py", "doctor.py", "reference_options.py", "say.py", "shell.py"}
+"""What prints nothing that a cache says, or is the one place."""
+
+
+def test_commands_print_what_a_cache_says_in_one_place_or_as_json() -> None:
+    for path in (Path(__file__).parent.parent / "cli").glob("*.py"):
+        if path.name not in OWN_WORDS:
+            printed = path.read_text().split("click.echo(")[1:]
+            assert all(text.startswith("json.dumps(") for text in printed), path

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import hypothesis
 import pytest
 from cache_machine import CacheMachine, World
 from hypothesis import HealthCheck, Phase, settings
@@ -11,16 +12,30 @@ from tally import Tally
 
 pytestmark = pytest.mark.usefixtures("fast")
 
-PHASES = [Phase.generate, Phase.shrink]
-SAMPLE = settings(max_examples=24, stateful_step_count=20, phases=PHASES, suppress_health_check=list(HealthCheck))
-FULL = settings(SAMPLE, max_examples=1_500, stateful_step_count=40)
+SAMPLE = settings(
+    max_examples=24,
+    stateful_step_count=20,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+FULL = settings(SAMPLE, max_examples=75, stateful_step_count=40)
 
 
 @pytest.mark.parametrize(
-    "size", [pytest.param(SAMPLE, id="sample"), pytest.param(FULL, id="all", marks=pytest.mark.torture)]
+    ("seed", "size"),
+    [
+        pytest.param(0, SAMPLE, id="sample"),
+        *(pytest.param(n, FULL, id=f"seed-{n}", marks=pytest.mark.torture) for n in range(1, 9)),
+    ],
 )
 def test_whatever_happens_to_a_cache_it_holds_what_a_model_in_memory_holds(
-    tmp_path: Path, tiny_prior: Path, tiny_decoder: Path, tally: Tally, size: settings
+    tmp_path: Path,
+    tiny_prior: Path,
+    tiny_decoder: Path,
+    tally: Tally,
+    caplog: pytest.LogCaptureFixture,
+    seed: int,
+    size: settings,
 ) -> None:
     checkpoints = {
         "pretrained_prior_model_name_or_path": str(tiny_prior),
@@ -30,5 +45,6 @@ def test_whatever_happens_to_a_cache_it_holds_what_a_model_in_memory_holds(
     class Machine(CacheMachine):
         world = World(tmp_path, checkpoints, tally)
 
-    logging.getLogger("kcache").setLevel(logging.ERROR)
+    hypothesis.seed(seed)(Machine)
+    caplog.set_level(logging.ERROR, logger="kcache")
     run_state_machine_as_test(Machine, settings=size)
