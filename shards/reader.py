@@ -178,9 +178,9 @@ class Rows:
         """
         offsets, nbytes, crcs = (self._of(field)[name].tolist() for name in ENTRY.names or ())
         descriptors = self._reader.descriptors(self._shards.tolist())
-        for i, out in enumerate(outs):
-            if len(out) != nbytes[i]:
-                raise self._damage(i, field, f"{len(out):,} of {nbytes[i]:,} bytes were asked for")
+        if (sizes := list(map(len, outs))) != nbytes:
+            i = next(i for i, size in enumerate(sizes) if size != nbytes[i])
+            raise self._damage(i, field, f"{sizes[i]:,} of {nbytes[i]:,} bytes were asked for")
         try:
             counts = [read_at(*one) for one in zip(descriptors, [[out] for out in outs], offsets, strict=True)]
         except (OSError, OverflowError):  # a bad sector, or a place that no file has
