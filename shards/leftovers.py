@@ -12,6 +12,7 @@ from .cache import Cache
 from .columns import Column
 from .commits import Commit
 from .dataset_options import dataset_records
+from .errors import CacheError
 from .leases import READER, Lease, Pins, leases
 
 COMMITS, SHARDS, SAMPLES, EDITIONS, NULLS, OPTIONS, TEMPORARY, DERIVED = KINDS = (
@@ -173,8 +174,16 @@ def _pinned_files(cache: Cache, pinned: Sequence[Pins | None]) -> set[str] | Non
             for shard, generation in commits:
                 path = layout.commit(stem, shard, generation)
                 if path not in files and (cache.root / path).exists():
-                    files.update([path, *Commit.load(cache.root / path).files])
+                    files.update([path, *_named_by(cache.root, path, stem, shard)])
     return files
+
+
+def _named_by(root: Path, commit: str, stem: str, shard: int) -> Sequence[str]:
+    """The files of a commit; of one that is damaged, and was replaced by a repair, all that it may have named."""
+    try:
+        return Commit.load(root / commit).files
+    except CacheError:
+        return [path.relative_to(root).as_posix() for path in (root / stem).glob(f"{shard:06d}-*")]
 
 
 def _is_in_use(path: Path, leftover: Leftover, pinned: set[str] | None) -> bool:

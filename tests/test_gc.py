@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands import Encode, copy_old, done, kcache, refused, tree
 from folders import Train, write_rows
-from support import features
+from support import features, flip
 from toy_cache import FIELDS, column, make_cache, read_all, row, sample
 
 from kcache.shards import (
@@ -217,6 +217,23 @@ def test_what_a_snapshot_pinned_is_read_to_its_end_beside_gc(cache: Cache) -> No
         row("image", n)["image_embeds"].tolist() for n in range(10)
     ]
     reader.close()
+    del reader, snapshot
+    clear_all(cache)
+    assert not (cache.root / old.file).exists()
+
+
+def test_gc_goes_on_beside_a_reader_whose_commit_was_damaged_and_replaced_since(cache: Cache) -> None:
+    snapshot = Snapshot(cache, ["image"])
+    old, other = cache.commit("image", 1, 1), cache.commit("image", 0, 1)
+    commit_again(cache)
+    flip(cache.commit_path("image", 1, 1), 60)
+    clear_all(cache)
+    reader = ColumnReader(snapshot, "image")
+    assert [reader.read(n, "image_embeds").tolist() for n in range(10)] == [
+        row("image", n)["image_embeds"].tolist() for n in range(10)
+    ]
+    reader.close()
+    assert all((cache.root / file).exists() for file in (*old.files, *other.files))
     del reader, snapshot
     clear_all(cache)
     assert not (cache.root / old.file).exists()
