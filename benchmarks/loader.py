@@ -119,10 +119,10 @@ def drop_pages(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write(stage: str, root: Path) -> list[Any]:
-    """Write the samples for every side; returns the sides that are installed."""
+def write(stage: str, root: Path, wanted: list[str]) -> list[Any]:
+    """Write the samples for every side that is wanted; returns those that are installed."""
     samples, sides = make_samples(stage, COUNTS[stage]), []
-    for side in SIDES:
+    for side in (side for side in SIDES if not wanted or any(name in side.name for name in wanted)):
         try:
             if not (root / side.folder).exists():
                 side.write(root / side.folder, samples)
@@ -161,12 +161,12 @@ def sum_in_child(answer: Connection, side: Any, folder: Path) -> None:
         os._exit(0)
 
 
-def measure(stage: str, modes: list[str], rounds: int) -> dict[str, Any]:
+def measure(stage: str, modes: list[str], rounds: int, wanted: list[str]) -> dict[str, Any]:
     """Rates by mode and side, of every round."""
     rates: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kcache-loader-") as folder:
         root = Path(folder)
-        sides = write(stage, root)
+        sides = write(stage, root, wanted)
         check(sides, root)
         for mode in modes:
             taking_part = [side for side in sides if mode != "cold" or not isinstance(side, Memcpy)]
@@ -197,12 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--sides", nargs="+", default=[], help="parts of names, such as '.tar' and litdata; else all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
     options = parser.parse_args()
     machine = describe("webdataset", "datasets", "h5py", "mosaicml-streaming", "litdata")
     print(json.dumps(machine, indent=1))
-    rates = {stage: measure(stage, options.modes, options.rounds) for stage in options.stages}
+    rates = {stage: measure(stage, options.modes, options.rounds, options.sides) for stage in options.stages}
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "samples_per_second": rates}, indent=1) + "\n")
 
