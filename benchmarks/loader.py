@@ -7,67 +7,89 @@
 they need here. Made-up samples are written in each one's own format, a stage at a time and below 2 GB, and removed.
 
 All sides take turns, round after round, each turn in a new process that is forked from this one; what is printed is
-the median of the rounds, and how far from it they were at most. ``warm``: one process, files in the page cache.
+the median of the rounds, and how far they lay apart. Rates are of the clock and of processor time: on a machine that
+others use too the second tells more, but for cold reads, which wait. ``warm``: one process, files in the page cache.
 ``cold``: their pages are dropped before, and opening counts. ``eight``: eight processes at once, warm, samples of all
 together. A side that is not installed is left out, and named.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from loader_sides import BATCH, KCACHE, PEERS, SIDES, Epoch, Memcpy, make_samples
+from loader_sides import BATCH, KCACHE, PEERS, SIDES, Batch, Epoch, Memcpy, make_samples
 from machine import describe
 
 COUNTS = {"prior": 2048, "decoder-fp16": 1024, "decoder-fp32": 512}
 MODES = {"warm": 1, "cold": 1, "eight": 8}
 """How many processes read at once."""
-SECONDS = 0.5
-"""How long one turn reads at least, but for a cold one, which reads everything once."""
+SECONDS = 0.4
+"""Processor time of one turn, but for a cold one, which reads everything once."""
 FORK = multiprocessing.get_context("fork")
 
 
-def run_epoch(epoch: Epoch, seed: int) -> int:
-    """Read everything once; returns the number of samples."""
-    return sum(len(next(iter(batch.values()))) if "bytes" not in batch else BATCH for batch in epoch(seed))
+class Turn(NamedTuple):
+    """What one process read in one turn, and the seconds that it took, of the clock and of the processor."""
+
+    samples: int
+    seconds: float
+    processor: float
 
 
-def read_for(open_side: Callable[[], Epoch], *, cold: bool, start: Any) -> tuple[int, float]:
-    """Samples read and the seconds that it took."""
+def size(batch: Batch) -> int:
+    """Samples in a batch."""
+    return BATCH if "bytes" in batch else len(next(iter(batch.values())))
+
+
+def endless(epoch: Epoch) -> Iterator[Batch]:
+    """Epoch after epoch, each in another order."""
+    for seed in itertools.count(1):
+        yield from epoch(seed)
+
+
+def read_for(batches: Iterator[Batch], seconds: float) -> Turn:
+    """Read for so many seconds of processor time."""
+    began, used, samples = time.perf_counter(), time.process_time(), 0
+    while (passed := time.process_time() - used) < seconds:
+        samples += size(next(batches))
+    return Turn(samples, time.perf_counter() - began, passed)
+
+
+def read_side(open_side: Callable[[], Epoch], *, cold: bool, start: Any) -> Turn:
+    """One turn of one process."""
     torch.set_num_threads(1)
     if cold:
-        began = time.perf_counter()
-        return run_epoch(open_side(), 1), time.perf_counter() - began
-    epoch, samples, seed = open_side(), 0, 1
-    run_epoch(epoch, 0)
+        began, used = time.perf_counter(), time.process_time()
+        samples = sum(map(size, open_side()(1)))
+        return Turn(samples, time.perf_counter() - began, time.process_time() - used)
+    batches = endless(open_side())
+    read_for(batches, SECONDS / 4)
     start.wait()
-    began = time.perf_counter()
-    while (seconds := time.perf_counter() - began) < SECONDS:
-        samples, seed = samples + run_epoch(epoch, seed), seed + 1
-    return samples, seconds
+    return read_for(batches, SECONDS)
 
 
 def in_child(answer: Connection, side: Any, folder: Path, cold: bool, start: Any) -> None:
     """What a forked process does: it answers with samples and seconds, and ends without a word from any library."""
     try:
-        answer.send(read_for(lambda: side.open(folder), cold=cold, start=start))
+        answer.send(read_side(lambda: side.open(folder), cold=cold, start=start))
     except BaseException as error:
         answer.send(repr(error))
     finally:
         os._exit(0)
 
 
-def turn(side: Any, folder: Path, mode: str) -> float:
-    """Samples in a second, of all processes together."""
+def turn(side: Any, folder: Path, mode: str) -> dict[str, float]:
+    """Samples in a second of the clock, of all processes together, and in one of processor time."""
     if mode == "cold":
         drop_pages(folder)
     start, answers, children = FORK.Barrier(MODES[mode]), [], []
@@ -84,7 +106,8 @@ def turn(side: Any, folder: Path, mode: str) -> float:
         child.join()
     if failed := [one for one in found if isinstance(one, str)]:
         raise SystemExit(f"{side.name} cannot be read: {failed[0]}")
-    return sum(samples / seconds for samples, seconds in found)
+    samples, used = (sum(getattr(one, name) for one in found) for name in ("samples", "processor"))
+    return {"clock": sum(one.samples / one.seconds for one in found), "processor": samples / used}
 
 
 def drop_pages(folder: Path) -> None:
@@ -96,10 +119,10 @@ def drop_pages(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write(stage: str, root: Path) -> list[Any]:
-    """Write the samples for every side; returns the sides that are installed."""
+def write(stage: str, root: Path, wanted: list[str]) -> list[Any]:
+    """Write the samples for every side that is wanted; returns those that are installed."""
     samples, sides = make_samples(stage, COUNTS[stage]), []
-    for side in SIDES:
+    for side in (side for side in SIDES if not wanted or any(name in side.name for name in wanted)):
         try:
             if not (root / side.folder).exists():
                 side.write(root / side.folder, samples)
@@ -138,12 +161,12 @@ def sum_in_child(answer: Connection, side: Any, folder: Path) -> None:
         os._exit(0)
 
 
-def measure(stage: str, modes: list[str], rounds: int) -> dict[str, Any]:
+def measure(stage: str, modes: list[str], rounds: int, wanted: list[str]) -> dict[str, Any]:
     """Rates by mode and side, of every round."""
     rates: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kcache-loader-") as folder:
         root = Path(folder)
-        sides = write(stage, root)
+        sides = write(stage, root, wanted)
         check(sides, root)
         for mode in modes:
             taking_part = [side for side in sides if mode != "cold" or not isinstance(side, Memcpy)]
@@ -155,19 +178,18 @@ def measure(stage: str, modes: list[str], rounds: int) -> dict[str, Any]:
     return rates
 
 
-def show(stage: str, mode: str, rates: dict[str, list[float]]) -> None:
-    """A row for each side: samples in a second, the spread, and the ratio to the fastest peer of the same round."""
-    peers = [side.name for side in PEERS if side.name in rates]
-    fastest = max(peers, key=lambda name: statistics.median(rates[name])) if peers else KCACHE[0].name
-    print(f"\n{stage}, {mode} (ratios to {fastest}, round by round)")
-    for name, found in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
-        ratios = [one / other for one, other in zip(found, rates[fastest], strict=True)]
-        median, spread = statistics.median(found), max(abs(one / statistics.median(found) - 1) for one in found)
-        print(
-            f"{name:32} {median:10,.0f} samples/s  +-{spread:4.0%}"
-            f"  {statistics.median(ratios):6.2f}x ({min(ratios):.2f} to {max(ratios):.2f})",
-            flush=True,
-        )
+def show(stage: str, mode: str, rates: dict[str, list[dict[str, float]]]) -> None:
+    """A row for each side: samples in a second, and the ratio to the fastest peer, round by round."""
+    peers = [side.name for side in PEERS if side.name in rates] or [KCACHE[0].name]
+    for clock in ("clock", "processor"):
+        found = {name: [one[clock] for one in turns] for name, turns in rates.items()}
+        medians = {name: statistics.median(values) for name, values in found.items()}
+        fastest = max(peers, key=lambda name: medians[name])
+        print(f"\n{stage}, {mode}: samples in a second of the {clock}, and the ratio to {fastest}")
+        for name, values in sorted(found.items(), key=lambda item: -medians[item[0]]):
+            ratios = [one / other for one, other in zip(values, found[fastest], strict=True)]
+            spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"{name:32} {medians[name]:10,.0f}  {statistics.median(ratios):7.2f}x {spread}", flush=True)
 
 
 def main() -> None:
@@ -175,12 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--sides", nargs="+", default=[], help="parts of names, such as '.tar' and litdata; else all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
     options = parser.parse_args()
     machine = describe("webdataset", "datasets", "h5py", "mosaicml-streaming", "litdata")
     print(json.dumps(machine, indent=1))
-    rates = {stage: measure(stage, options.modes, options.rounds) for stage in options.stages}
+    rates = {stage: measure(stage, options.modes, options.rounds, options.sides) for stage in options.stages}
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "samples_per_second": rates}, indent=1) + "\n")
 

@@ -113,7 +113,8 @@ class Kcache:
 
 def _columns(sample: Sample) -> list[Column]:
     width = sample["image_embeds"].shape[0]
-    image = Column("image", "image", (Field("image_embeds", "float16", (width,)),), {}, {}, "fp16")
+    image_field = Field("image_embeds", str(sample["image_embeds"].dtype), (width,))
+    image = Column("image", "image", (image_field,), {}, {}, "fp16")
     if RAGGED in sample:
         shapes = {"text_embeds": (None, width), RAGGED: (None, width)}
         fields = [Field(name, "float16", shape) for name, shape in shapes.items()] + [
@@ -211,7 +212,9 @@ class HuggingFace:
         import datasets
 
         datasets.disable_progress_bars()
-        data = datasets.load_from_disk(folder).with_format("numpy")
+        data = datasets.load_from_disk(folder)
+        dtype = data.features["image_embeds"].feature.dtype  # without it, all become float32
+        data = data.with_format("numpy", dtype=np.dtype(dtype))
 
         def epoch(seed: int) -> Iterator[Batch]:
             sampler = list(batches_of(len(data), seed))
@@ -389,4 +392,6 @@ def make_samples(stage: str, count: int) -> list[Sample]:
             for tokens in random.integers(8, 26, count)
         ]
     dtype = "float32" if stage == "decoder-fp32" else "float16"
-    return [{"latents": values(4, 96, 96, dtype=dtype), "image_embeds": values(1280)} for _ in range(count)]
+    return [
+        {"latents": values(4, 96, 96, dtype=dtype), "image_embeds": values(1280, dtype=dtype)} for _ in range(count)
+    ]

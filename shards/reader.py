@@ -73,6 +73,10 @@ class ColumnReader:
         while self._opened:
             os.close(self._opened.popitem()[1])
 
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes of the file of one shard, as its commit says."""
+        return self._pinned.file(shard).bytes
+
     def descriptors(self, shards: Sequence[int]) -> list[int]:
         """The open file of each of so many shards as may be open at once; good until this is called again."""
         opened = self._opened
@@ -153,7 +157,8 @@ class Rows:
     def read(self, i: int, field: str) -> npt.NDArray[np.generic]:
         """One field of the ``i``-th of the rows as a new array."""
         spec, nbytes = self._reader.field(field), int(self.nbytes(field)[i])
-        if nbytes % spec.row_bytes or not (spec.is_ragged or nbytes == spec.row_bytes):
+        possible = spec.is_ragged and nbytes <= self._reader.shard_bytes(int(self._shards[i]))
+        if nbytes % spec.row_bytes or not (possible or nbytes == spec.row_bytes):
             raise self._damage(i, field, f"{nbytes:,} bytes are no array of {spec.dtype} {list(spec.shape)}")
         out = np.empty(nbytes, np.uint8)
         self.only([i]).read_into(field, [out.data])
@@ -173,9 +178,9 @@ class Rows:
         """
         offsets, nbytes, crcs = (self._of(field)[name].tolist() for name in ENTRY.names or ())
         descriptors = self._reader.descriptors(self._shards.tolist())
-        for i, out in enumerate(outs):
-            if len(out) != nbytes[i]:
-                raise self._damage(i, field, f"{len(out):,} of {nbytes[i]:,} bytes were asked for")
+        if (sizes := list(map(len, outs))) != nbytes:
+            i = next(i for i, size in enumerate(sizes) if size != nbytes[i])
+            raise self._damage(i, field, f"{sizes[i]:,} of {nbytes[i]:,} bytes were asked for")
         try:
             counts = [read_at(*one) for one in zip(descriptors, [[out] for out in outs], offsets, strict=True)]
         except (OSError, OverflowError):  # a bad sector, or a place that no file has
