@@ -110,6 +110,7 @@ class PriorConfig(TrainConfig):
     """The options of ``kcache train prior``."""
 
     trim_captions: bool = True
+    draws_per_sample: int = 1
     text_column: str = "text"
     captions: str = "one"
     resolution: int = 512  # of validation pictures

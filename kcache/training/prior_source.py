@@ -87,8 +87,8 @@ class PriorSource:
             "text_embeds": empty((batch_size, text_width), TORCH_DTYPES[self._embed.dtype]),
             "hidden_states": empty((batch_size, self._full, hidden_width), TORCH_DTYPES[self._hidden.dtype]),
             "lengths": empty((batch_size,), torch.int64),
-            "noise": empty((batch_size, width), torch.float32),
-            "timesteps": empty((batch_size,), torch.int64),
+            "noise": empty((*self._reading.rows(batch_size), width), torch.float32),
+            "timesteps": empty(self._reading.rows(batch_size), torch.int64),
         }
         if self._reading.loss_weights is not None:
             buffers["weights"] = empty((batch_size,), torch.float32)
