@@ -23,6 +23,12 @@ from kcache.cli.train_summary import print_report
     default=None,
     help="Run at the batch's longest caption instead of 77 tokens: the same result, faster.  [default: on]",
 )
+@samples(
+    "--group-by-length",
+    is_flag=True,
+    default=None,
+    help="Batches of captions of about one length, so that less is padded; every sample is seen as often as without.",
+)
 @update(
     "--draws-per-sample",
     type=positive,

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 
 from kcache.progress import logger
-from kcache.shards import BatchOrder, Cache, KcacheError, MixedOrder, Snapshot, UsageError
+from kcache.shards import BatchOrder, Cache, KcacheError, LengthOrder, MixedOrder, Snapshot, UsageError
 from kcache.shards.records import digest
 
 from .chosen import choose, choose_mixed
@@ -14,7 +14,7 @@ from .config import TrainConfig
 from .samples import Positions, Samples
 from .sources import Source
 
-Order = BatchOrder | MixedOrder
+Order = BatchOrder | MixedOrder | LengthOrder
 
 
 def open_caches(config: TrainConfig) -> list[Cache]:
@@ -65,7 +65,13 @@ class Mixture:
         return len(source.of_samples(self.train[0])) / (1 - sum(self.shares, Fraction(0)))
 
     def order(self, source: Source, global_batch: int, seed: int) -> Order:
-        """Global batches of the samples to train on, each of one shape."""
+        """Global batches of the samples to train on, each of one shape, or of about one length."""
+        order = self._mixed(source, global_batch, seed)
+        if source.lengths is None:
+            return order
+        return LengthOrder(order, source.lengths, seed, int(self.epoch(source)))
+
+    def _mixed(self, source: Source, global_batch: int, seed: int) -> BatchOrder | MixedOrder:
         orders = [
             BatchOrder(_within(source.groups, source.of_samples(positions)), global_batch, seed)
             for positions in self.train

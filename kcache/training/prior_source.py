@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +42,12 @@ class PriorSource:
         *,
         trim: bool,
         all_captions: bool = False,
+        group_by_length: bool = False,
     ) -> None:
         """Read column ``text``, and for each sample one of ``images``: the views of it, of which one is drawn.
 
         A sample with several captions is read with one that is drawn, or, with ``all_captions``, once with each.
+        ``group_by_length`` asks for batches of captions of about one length.
         """
         self._text, *self._images = samples.open([text, *images], check_crc=reading.check_crc)
         self._samples, self._reading, self._draws = samples, reading, Draws(reading.seed)
@@ -53,6 +56,7 @@ class PriorSource:
         self._captions = self._text.nbytes("lengths") // 4
         self._tokens = self._text.nbytes("hidden_states") // self._hidden.row_bytes
         self._ends = np.cumsum(self._captions, dtype=np.int64) if all_captions else None
+        self._group_by_length = group_by_length
         if reading.dropout:
             cache = samples.snapshots[0].cache
             null = read_null(cache, cache.column(text))
@@ -63,6 +67,25 @@ class PriorSource:
     def groups(self) -> Sequence[Positions]:
         """All captions are trimmed to the longest of a batch, so that any fit into one."""
         return [np.arange(len(self._samples) if self._ends is None else self._ends[-1])]
+
+    @cached_property
+    def lengths(self) -> Positions | None:
+        """The tokens of each position's caption; of several that are drawn among, those of the longest.
+
+        Where samples have several captions, this reads how long they are, in the order in which they lie on disk.
+        """
+        if not self._group_by_length:
+            return None
+        lengths = self._tokens.astype(np.int64)
+        if self._ends is not None:
+            lengths = np.repeat(lengths, self._captions)
+        for sample in np.flatnonzero(self._captions > 1).tolist():
+            tokens = self._text.read(sample, "lengths")
+            if self._ends is None:
+                lengths[sample] = tokens.max()
+            else:
+                lengths[self._ends[sample] - len(tokens) : self._ends[sample]] = tokens
+        return lengths
 
     def of_samples(self, chosen: Positions) -> Positions:
         """With all captions: those of each sample, one after the other."""

@@ -58,6 +58,10 @@ class Source(Protocol):
     def groups(self) -> Sequence[Positions]:
         """The positions that fit into one batch, every position once: see `kcache.shards.BatchOrder`."""
 
+    @property
+    def lengths(self) -> Positions | None:
+        """By what the samples of a batch are to be alike, for every position; None where that is not asked for."""
+
     def of_samples(self, chosen: Positions) -> Positions:
         """The positions at which the samples at positions ``chosen`` of `Samples` are read: one or more for each."""
 

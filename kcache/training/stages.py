@@ -80,6 +80,7 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
             positions,
             trim=config.trim_captions,
             all_captions=training and config.captions == "all",
+            group_by_length=training and config.group_by_length,
         )
 
     return Stage("prior", "prior", (text, *views), model, scheduler, prior_loss, source)
