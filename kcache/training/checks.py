@@ -7,6 +7,7 @@ from typing import Any
 from kcache.shards import UsageError
 
 from .chosen import check_selection
+from .compiling import check_compile
 from .config import DecoderConfig, PriorConfig, TrainConfig
 from .memory import check_memory_options
 from .optimizers import optimizer_arguments
@@ -85,6 +86,7 @@ _CHECKS: Sequence[Check] = (
     _refuse_contradictions,
     check_schedule,
     check_memory_options,
+    check_compile,
     check_selection,
     _check_trackers,
     _check_optimizer,  # last, as it imports packages

@@ -112,6 +112,7 @@ class PriorConfig(TrainConfig):
     trim_captions: bool = True
     draws_per_sample: int = 1
     group_by_length: bool = False
+    compile: bool = False
     text_column: str = "text"
     captions: str = "one"
     resolution: int = 512  # of validation pictures
