@@ -27,7 +27,7 @@ from kcache.training.config import PriorConfig
 from kcache.training.loop import Objective
 from kcache.training.objectives import Batch, prior_loss
 from kcache.training.optimizers import make_optimizer
-from kcache.training.shared_text import attend_for_all_heads
+from kcache.training.shared_text import attend_for_all_heads, places_of
 from kcache.training.trimming import trimmed_length
 
 TOKENS = 77
@@ -115,7 +115,7 @@ class Setting:
         low, high = self.options.tokens
         return torch.randint(low, high + 1, (size,), generator=self.generator)
 
-    def cached(self, size: int, draws: int, *, trim: bool) -> Batch:
+    def cached(self, size: int, draws: int, *, trim: bool, pack: bool = False) -> Batch:
         """A batch as it comes from a cache."""
         lengths, width = self.lengths(size), self.shapes["prior"]["embedding_dim"]
         length = trimmed_length(int(lengths.max()), TOKENS) if trim else TOKENS
@@ -128,6 +128,8 @@ class Setting:
             "noise": torch.randn(*rows, width, generator=self.generator),
             "timesteps": torch.randint(0, 1000, rows, generator=self.generator),
         }
+        if pack:
+            batch["places"] = torch.from_numpy(places_of(lengths.numpy(), length, draws))
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def live(self, size: int) -> Batch:
@@ -161,7 +163,7 @@ def make_sides(setting: Setting) -> list[Side]:
         if "padded" in wanted:
             step = reference_step(setting, theirs, None, None)
             sides.append(Side("padded", 1, step, lambda size: setting.cached(size, 1, trim=False), theirs))
-    if {"trimmed", "draws"} & set(wanted):
+    if {"trimmed", "packed", "draws", "packed-draws"} & set(wanted):
         ours = setting.trained()
         parameters = [p for p in ours.model.parameters() if p.requires_grad]
         ours.optimizer = make_optimizer(CONFIG, parameters, setting.device)
@@ -169,16 +171,17 @@ def make_sides(setting: Setting) -> list[Side]:
         if setting.options.compile:
             compile_blocks(ours.model)
         step = cached_step(setting, ours)
-        for name, draws in (("trimmed", 1), ("draws", setting.options.draws)):
-            if name in wanted:
-                shown = name if draws == 1 else f"trimmed, {draws} draws"
-                sides.append(Side(shown, draws, step, batches_of(setting, draws), ours))
+        for name in wanted:
+            if name in ("trimmed", "packed", "draws", "packed-draws"):
+                draws, pack = setting.options.draws if "draws" in name else 1, "packed" in name
+                shown = f"{'packed' if pack else 'trimmed'}{f', {draws} draws' if draws > 1 else ''}"
+                sides.append(Side(shown, draws, step, batches_of(setting, draws, pack), ours))
     return sides
 
 
-def batches_of(setting: Setting, draws: int) -> Callable[[int], Batch]:
-    """Makes trimmed batches with so many draws."""
-    return lambda size: setting.cached(size, draws, trim=True)
+def batches_of(setting: Setting, draws: int, pack: bool) -> Callable[[int], Batch]:
+    """Makes trimmed batches with so many draws, packed or not."""
+    return lambda size: setting.cached(size, draws, trim=True, pack=pack)
 
 
 def reference_step(setting: Setting, trained: Trained, text: Any, vision: Any) -> Callable[[Batch], None]:
@@ -339,8 +342,10 @@ def main() -> None:
     show(setting, sides, measure(setting, sides))
 
 
-SIDES = ["reference", "padded", "trimmed", "draws"]
-"""The reference's step with live encoders; the same from the cache; trimmed; trimmed and with many draws."""
+SIDES = ["reference", "padded", "trimmed", "packed", "draws", "packed-draws"]
+"""The reference's step with live encoders; the same from the cache; captions trimmed, then without any padding; both
+with many draws.
+"""
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def test_a_compiled_run_writes_what_any_other_writes(
             validation_split=0.3,
             use_ema=True,
             draws_per_sample=3,
+            pack_captions=True,
             compile=compiled,
         )
         train(config)

@@ -75,7 +75,7 @@ def everything(other: Cache, **more: Any) -> Options:
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 ADAMW = {"optimizer": "adamw", "learning_rate": 2e-3}
-DRAWS = {"draws_per_sample": 3, "group_by_length": True, "gradient_checkpointing": True}
+DRAWS = {"draws_per_sample": 3, "pack_captions": True, "group_by_length": True, "gradient_checkpointing": True}
 LORA = {"lora": True, "rank": 2}
 """Without dropout of its own, which is drawn by process."""
 

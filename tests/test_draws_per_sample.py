@@ -23,7 +23,7 @@ from kcache.training.loop import Objective
 from kcache.training.memory import apply_memory_options
 from kcache.training.objectives import Batch
 from kcache.training.samples import Samples
-from kcache.training.shared_text import attend_for_all_heads, shared_mask, what_keeps_apart
+from kcache.training.shared_text import attend_for_all_heads, places_of, shared_mask, what_keeps_apart
 from kcache.training.sources import MicroBatch
 from kcache.training.stages import make_stage
 from kcache.training.train import train
@@ -75,9 +75,16 @@ def batch_with_draws(length: int, weighted: bool = False) -> Batch:
     return {**batch, "weights": torch.tensor([1.0, 0.5, 2.0])} if weighted else batch
 
 
+def without_padding(batch: Batch, draws: int = DRAWS) -> Batch:
+    """The batch with the places of the tokens that are no padding."""
+    places = places_of(batch["lengths"].numpy(), batch["hidden_states"].shape[1], draws)
+    return {**batch, "places": torch.from_numpy(places)}
+
+
 def one_draw(batch: Batch, number: int) -> Batch:
-    """The batch that has but one of the draws."""
-    return {**batch, **{name: batch[name][:, number] for name in ("noise", "timesteps")}}
+    """The batch that has but one of the draws, padding and all."""
+    kept = {name: tensor for name, tensor in batch.items() if name != "places"}
+    return {**kept, **{name: batch[name][:, number] for name in ("noise", "timesteps")}}
 
 
 def objective_of(model: Any, snr_gamma: float | None = None) -> Objective:
@@ -116,15 +123,30 @@ def model(tiny_prior: Path) -> Any:
 @pytest.mark.parametrize("length", [77, 16])
 @pytest.mark.parametrize("gamma", [None, 5.0])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pack", [False, True])
 def test_draws_are_learned_from_as_by_separate_passes(
-    model: Any, length: int, gamma: float | None, weighted: bool
+    model: Any, length: int, gamma: float | None, weighted: bool, pack: bool
 ) -> None:
-    assert_same_as_separate_passes(objective_of(model, gamma), batch_with_draws(length, weighted))
+    batch = batch_with_draws(length, weighted)
+    assert_same_as_separate_passes(objective_of(model, gamma), without_padding(batch) if pack else batch)
+
+
+@pytest.mark.parametrize("length", [77, 16])
+def test_one_draw_without_padding_is_learned_from_as_with_it(model: Any, length: int) -> None:
+    objective, batch = objective_of(model, 5.0), one_draw(batch_with_draws(length), 0)
+    expected = learned(model, objective(batch))
+    rows: list[int] = []
+    model.transformer_blocks[0].ff.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    loss, gradients = learned(model, objective(without_padding(batch, draws=1)))
+    assert rows == [int(batch["lengths"].sum()) + 3 * 4]
+    assert loss == pytest.approx(expected[0], rel=1e-5)
+    assert relative_distance(gradients, expected[1]) < 1e-5
 
 
 @pytest.mark.parametrize("length", [77, 16])
 @pytest.mark.parametrize("lora", [False, True])
-def test_it_goes_with_loras_and_checkpointed_blocks(model: Any, length: int, lora: bool) -> None:
+@pytest.mark.parametrize("pack", [False, True])
+def test_it_goes_with_loras_and_checkpointed_blocks(model: Any, length: int, lora: bool, pack: bool) -> None:
     config = PriorConfig(cache="", output_dir="", lora=lora, rank=3, gradient_checkpointing=True)
     make_weights(config, "prior").prepare(model, SEED)
     if lora:
@@ -132,13 +154,14 @@ def test_it_goes_with_loras_and_checkpointed_blocks(model: Any, length: int, lor
             for name, parameter in model.named_parameters():
                 parameter.add_(0.1 if "lora_B" in name else 0.0)
     apply_memory_options(model, config)
-    assert_same_as_separate_passes(objective_of(model, 5.0), batch_with_draws(length))
+    batch = batch_with_draws(length)
+    assert_same_as_separate_passes(objective_of(model, 5.0), without_padding(batch) if pack else batch)
 
 
-def test_it_goes_with_mixed_precision(model: Any) -> None:
-    assert_same_as_separate_passes(
-        objective_of(model), batch_with_draws(16), 2e-2, lambda: torch.autocast("cpu", torch.bfloat16)
-    )
+@pytest.mark.parametrize("pack", [False, True])
+def test_it_goes_with_mixed_precision(model: Any, pack: bool) -> None:
+    batch = without_padding(batch_with_draws(16)) if pack else batch_with_draws(16)
+    assert_same_as_separate_passes(objective_of(model), batch, 2e-2, lambda: torch.autocast("cpu", torch.bfloat16))
 
 
 def test_weights_and_their_average_move_as_after_separate_passes(tiny_prior: Path) -> None:
@@ -248,14 +271,26 @@ def test_the_draws_are_the_ones_they_have_always_been() -> None:
 # --- a run
 
 
-def test_a_run_with_draws_goes_on_bit_for_bit(make: Make) -> None:
-    whole, parts = make("whole"), make("parts")
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_run_with_draws_goes_on_bit_for_bit(make: Make, pack: bool) -> None:
+    whole, parts = make("whole", pack_captions=pack), make("parts", pack_captions=pack)
     train(whole)
     train(replace(parts, max_train_steps=2))
     train(replace(parts, resume_from_checkpoint="latest"))
     one, other = (Path(config.output_dir) for config in (whole, parts))
     assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
     assert [line["loss"] for line in metrics(one)] == [line["loss"] for line in metrics(other)]
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_run_without_padding_measures_what_one_with_it_does(make: Make, draws: int) -> None:
+    outs = [
+        make(f"packed-{pack}", draws_per_sample=draws, pack_captions=pack, optimizer="sgd") for pack in (True, False)
+    ]
+    for config in outs:
+        train(config)
+    ours, theirs = ([line["loss"] for line in metrics(Path(config.output_dir))] for config in outs)
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_a_run_may_go_on_with_another_number_of_draws(make: Make) -> None:
@@ -290,6 +325,8 @@ def test_a_prior_that_is_built_otherwise_is_refused(
     config = make(pretrained_prior_model_name_or_path=str(tmp_path / "other"))
     with pytest.raises(KcacheError, match=f"--draws-per-sample 3 is for priors .*, and .*other has {reason}; leave"):
         train(config)
+    with pytest.raises(KcacheError, match=f"--pack-captions is for priors .*, and .*other has {reason}; leave"):
+        train(replace(config, draws_per_sample=1, pack_captions=True))
 
 
 def test_attention_that_is_unknown_is_refused(model: Any) -> None:

@@ -210,6 +210,8 @@ def test_a_run_goes_on_only_in_the_order_in_which_it_began(make: Make, before: b
         train(replace(make(resume_from_checkpoint="latest"), group_by_length=after))
 
 
-def test_it_is_refused_where_all_padding_is_kept(make: Make) -> None:
-    with pytest.raises(UsageError, match="--no-trim-captions keeps all of it; give one of them"):
-        train(make(trim_captions=False))
+@pytest.mark.parametrize("name", ["group_by_length", "pack_captions"])
+def test_it_is_refused_where_all_padding_is_kept(make: Make, name: str) -> None:
+    options = {"group_by_length": False, "trim_captions": False, name: True}
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .* --no-trim-captions keeps all of it; give one"):
+        train(make(**options))

@@ -19,7 +19,7 @@ from kcache.training.ema import Ema
 from kcache.training.loop import Loop, Objective
 from kcache.training.objectives import prior_loss
 from kcache.training.overflow import Watch
-from kcache.training.shared_text import attend_for_all_heads
+from kcache.training.shared_text import attend_for_all_heads, places_of
 from kcache.training.train import train
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "is_nonzero", "equal", "bincount")
@@ -62,6 +62,7 @@ def watched_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, list[str
 ALL = {"use_ema": True, "conditioning_dropout": 0.3, "snr_gamma": 5.0, "gradient_checkpointing": True}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "prior": (PriorConfig, {"draws_per_sample": 3, "group_by_length": True}),
+    "prior, packed": (PriorConfig, {"pack_captions": True}),
     "prior, one draw": (PriorConfig, {}),
     "prior, LoRA, bf16": (PriorConfig, {"lora": True, "draws_per_sample": 3, "mixed_precision": "bf16"}),
     "decoder": (DecoderConfig, {"resolution": 32}),
@@ -123,7 +124,8 @@ class Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize("length", [77, 16])
 @pytest.mark.parametrize("draws", [1, 3])
-def test_nothing_of_a_step_is_made_on_the_cpu_and_copied(tiny_prior: Path, draws: int, length: int) -> None:
+@pytest.mark.parametrize("pack", [False, True])
+def test_nothing_of_a_step_is_made_on_the_cpu_and_copied(tiny_prior: Path, draws: int, length: int, pack: bool) -> None:
     """On the meta device, whose tensors have no values: to read one is an error, and what comes from the CPU shows."""
     model = tiny_model("prior", tiny_prior, tiny_prior).to("meta")
     attend_for_all_heads(model)
@@ -136,6 +138,8 @@ def test_nothing_of_a_step_is_made_on_the_cpu_and_copied(tiny_prior: Path, draws
     if draws > 1:
         batch["noise"] = torch.zeros(3, draws, WIDTH, device="meta")
         batch["timesteps"] = torch.zeros(3, draws, dtype=torch.int64, device="meta")
+    if pack:
+        batch["places"] = torch.from_numpy(places_of(batch_of("prior")["lengths"].numpy(), length, draws)).to("meta")
     seen: list[str] = []
     for step in range(3):
         seen.clear()  # at the first step the schedule goes to the device

@@ -65,10 +65,13 @@ def _refuse_contradictions(config: PriorConfig | DecoderConfig) -> None:
         raise UsageError(
             f"{len(config.loss_weight)} --loss-weight for {len(config.mix)} --mix; give one for each, in their order"
         )
-    if isinstance(config, PriorConfig) and config.group_by_length and not config.trim_captions:
-        raise UsageError(
-            "--group-by-length is there to leave padding out, and --no-trim-captions keeps all of it; give one of them"
-        )
+    if isinstance(config, PriorConfig) and not config.trim_captions:
+        for name in ("group_by_length", "pack_captions"):
+            if getattr(config, name):
+                raise UsageError(
+                    f"{_spelled(name)} is there to leave padding out, and --no-trim-captions keeps all of it; give one"
+                    " of them"
+                )
     if isinstance(config, DecoderConfig) and config.buckets and config.random_crops:
         raise UsageError("a picture is cut to its bucket or at random; give --buckets or --random-crops, not both")
 

@@ -111,6 +111,7 @@ class PriorConfig(TrainConfig):
 
     trim_captions: bool = True
     draws_per_sample: int = 1
+    pack_captions: bool = False
     group_by_length: bool = False
     compile: bool = False
     text_column: str = "text"

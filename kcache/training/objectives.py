@@ -20,9 +20,10 @@ def prior_loss(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None
 
     ``batch``: image_embeds_BD, text_embeds_BD, hidden_states_BLD, lengths_B, noise_BD, timesteps_B, and weights_B
     where caches are weighted. The same loss as train_text_to_image_prior.py of diffusers for the same noise and
-    timesteps. With noise_BKD and timesteps_BK the mean over the K draws of every sample, which share its text.
+    timesteps. With noise_BKD and timesteps_BK the mean over the K draws of every sample, which share its text; with
+    places_N the same without padding.
     """
-    if batch["noise"].dim() == 3:
+    if batch["noise"].dim() == 3 or "places" in batch:
         return _loss_of_draws(model, batch, scheduler, snr_gamma)
     noise, timesteps = batch["noise"], batch["timesteps"]
     target = (batch["image_embeds"].float() - model.clip_mean) / model.clip_std
@@ -32,12 +33,13 @@ def prior_loss(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None
 
 
 def _loss_of_draws(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None) -> Tensor:
-    draws = batch["noise"].shape[1]
+    steps_BK = batch["timesteps"].view(len(batch["lengths"]), -1)
+    draws = steps_BK.shape[1]
     rows = {name: batch[name].repeat_interleave(draws, 0) for name in ("image_embeds", "weights") if name in batch}
-    noise, timesteps = batch["noise"].flatten(0, 1), batch["timesteps"].flatten()
+    noise, timesteps = batch["noise"].flatten(0, -2), steps_BK.flatten()
     target = (rows["image_embeds"].float() - model.clip_mean) / model.clip_std
-    noisy = scheduler.add_noise(target, noise, timesteps).view_as(batch["noise"])
-    predicted = run_draws(model, noisy, batch["timesteps"], *_text(batch)).flatten(0, 1)
+    noisy = scheduler.add_noise(target, noise, timesteps).view(*steps_BK.shape, -1)
+    predicted = run_draws(model, noisy, steps_BK, *_text(batch), batch.get("places")).flatten(0, 1)
     return weighted_mse(predicted, target, timesteps, scheduler, snr_gamma, rows.get("weights"))
 
 

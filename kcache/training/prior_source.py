@@ -12,6 +12,7 @@ from kcache.shards import read_null
 
 from .draws import CAPTION, DROPOUT, Draws
 from .samples import Positions, Samples
+from .shared_text import DRAW, places_of
 from .sources import TORCH_DTYPES, Buffers, MicroBatch, Reading, allocator, draw_noise, drawn, first, rows_of, weigh
 from .trimming import trimmed_length
 
@@ -42,12 +43,14 @@ class PriorSource:
         *,
         trim: bool,
         all_captions: bool = False,
+        pack: bool = False,
         group_by_length: bool = False,
     ) -> None:
         """Read column ``text``, and for each sample one of ``images``: the views of it, of which one is drawn.
 
         A sample with several captions is read with one that is drawn, or, with ``all_captions``, once with each.
-        ``group_by_length`` asks for batches of captions of about one length.
+        ``pack`` adds the places of the tokens that are no padding, ``group_by_length`` asks for batches of captions of
+        about one length.
         """
         self._text, *self._images = samples.open([text, *images], check_crc=reading.check_crc)
         self._samples, self._reading, self._draws = samples, reading, Draws(reading.seed)
@@ -56,7 +59,7 @@ class PriorSource:
         self._captions = self._text.nbytes("lengths") // 4
         self._tokens = self._text.nbytes("hidden_states") // self._hidden.row_bytes
         self._ends = np.cumsum(self._captions, dtype=np.int64) if all_captions else None
-        self._group_by_length = group_by_length
+        self._pack, self._group_by_length = pack, group_by_length
         if reading.dropout:
             cache = samples.snapshots[0].cache
             null = read_null(cache, cache.column(text))
@@ -115,6 +118,8 @@ class PriorSource:
         }
         if self._reading.loss_weights is not None:
             buffers["weights"] = empty((batch_size,), torch.float32)
+        if self._pack:
+            buffers["places"] = empty((batch_size * (self._full + 1 + DRAW * self._reading.draws),), torch.int64)
         return buffers
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
@@ -133,6 +138,10 @@ class PriorSource:
         draw_noise(self._draws, filled, batch, self._reading.timesteps)
         if self._reading.loss_weights is not None:
             weigh(self._samples, self._reading.loss_weights, filled, positions)
+        if self._pack:
+            places = places_of(lengths, hidden_array.shape[1], self._reading.draws)
+            filled["places"] = buffers["places"][: len(places)]
+            filled["places"].numpy()[:] = places
         return filled
 
     def close(self) -> None:

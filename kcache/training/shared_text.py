@@ -2,12 +2,14 @@
 
 The attention is causal and the text comes first, so no token of the text depends on the noise. The sequence is
 ``[text, pooled, (time, noisy, prd) of each draw]``, in which every draw sees the text and itself, and no other draw.
-Shapes: B captions, L text positions, K draws of each, T = L + 1 + 3 K tokens, W the width of the prior, D that of the
-CLIP embedding.
+Shapes: B captions, L text positions, K draws of each, T = L + 1 + 3 K tokens, N tokens of a whole batch that are no
+padding, W the width of the prior, D that of the CLIP embedding.
 """
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,10 +26,11 @@ _ALIGNMENT = 8
 
 
 class PriorAttention:
-    """Attention as diffusers' `AttnProcessor2_0` has it, to the bit, that takes two things more.
+    """Attention as diffusers' `AttnProcessor2_0` has it, to the bit, that takes three things more.
 
     A mask (B, 1, T, T) that all heads share is not repeated for each of them. With ``kept`` the keys and values of
-    tokens that came before are looked at too, or are put aside: see `kcache.training.kept_text`.
+    tokens that came before are looked at too, or are put aside: see `kcache.training.kept_text`. With ``places`` the
+    tokens of a batch come packed, as one sequence of N without padding, which is but here laid out as B times T.
     """
 
     def __call__(
@@ -38,19 +41,22 @@ class PriorAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         kept: Any = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """The output (B, T, W) for hidden states (B, T, W); the names are those that diffusers calls it with."""
-        heads = (*hidden_states.shape[:2], attn.heads, -1)
-        query, key, value = (
-            project(hidden_states).view(heads).transpose(1, 2) for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        if kept is not None:
-            key, value = kept.with_earlier(attn, key, value)
-        mask = attention_mask
+        mask, projections = attention_mask, (attn.to_q, attn.to_k, attn.to_v)
         if mask is not None and mask.dim() == 3:  # from PriorTransformer.forward: (B * heads, T, T)
             mask = mask.view(-1, attn.heads, *mask.shape[1:])
+        projected = [project(hidden_states) for project in projections]
+        if places is not None and mask is not None:
+            projected = [unpacked(one, places, mask.shape[0], mask.shape[-1]) for one in projected]
+        heads = (*projected[0].shape[:2], attn.heads, -1)
+        query, key, value = (one.view(heads).transpose(1, 2) for one in projected)
+        if kept is not None:
+            key, value = kept.with_earlier(attn, key, value)
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        output = attn.to_out[0](output.transpose(1, 2).flatten(2).to(query.dtype))
+        output = output.transpose(1, 2).flatten(2).to(query.dtype)
+        output = attn.to_out[0](output if places is None else packed(output, places))
         dropped: Tensor = attn.to_out[1](output)
         return dropped
 
@@ -76,12 +82,11 @@ def what_keeps_apart(model: Any) -> str | None:
     return None
 
 
-def require_shared_text(model: Any, name: str, draws: int) -> None:
-    """KcacheError where ``--draws-per-sample`` is not for the prior ``name``; else the model is made ready for it."""
+def require_shared_text(model: Any, name: str, option: str) -> None:
+    """KcacheError where an option of this file is not for the prior ``name``; else the model is made ready for it."""
     if reason := what_keeps_apart(model):
         raise KcacheError(
-            f"--draws-per-sample {draws} is for priors built like that of Kandinsky 2.2, and {name} has {reason}; leave"
-            " it out"
+            f"{option} is for priors built like that of Kandinsky 2.2, and {name} has {reason}; leave it out"
         )
     attend_for_all_heads(model)
 
@@ -93,18 +98,46 @@ def attend_for_all_heads(model: Any) -> None:
 
 
 def run_draws(
-    model: Any, noisy_BKD: Tensor, timesteps_BK: Tensor, text_embeds_BD: Tensor, hidden_BLD: Tensor, lengths_B: Tensor
+    model: Any,
+    noisy_BKD: Tensor,
+    timesteps_BK: Tensor,
+    text_embeds_BD: Tensor,
+    hidden_BLD: Tensor,
+    lengths_B: Tensor,
+    places_N: Tensor | None = None,
 ) -> Tensor:
     """The predicted image embeddings (B, K, D): those of `run_prior` for each of the K draws by itself.
 
     Needs `require_shared_text`. With dropout in the model or a LoRA, the draws of a caption share the text's masks.
+    With ``places_N``, which are those of `places_of`, the blocks run no padding: the same result, from fewer tokens.
     """
     text_BTW = text_tokens(model, text_embeds_BD, hidden_BLD)
     tokens_BTW = torch.cat([text_BTW, draw_tokens(model, noisy_BKD, timesteps_BK)], 1)
     mask = shared_mask(lengths_B, hidden_BLD.shape[1], noisy_BKD.shape[1], tokens_BTW.dtype)
+    options = {} if places_N is None else {"cross_attention_kwargs": {"places": places_N}}
+    tokens = tokens_BTW if places_N is None else packed(tokens_BTW, places_N)
     for block in model.transformer_blocks:
-        tokens_BTW = block(tokens_BTW, attention_mask=mask)
-    return predictions(model, tokens_BTW[:, text_BTW.shape[1] :])
+        tokens = block(tokens, attention_mask=mask, **options)
+    if places_N is not None:
+        tokens = unpacked(tokens, places_N, *tokens_BTW.shape[:2])
+    return predictions(model, tokens[:, text_BTW.shape[1] :])
+
+
+def places_of(lengths_B: npt.NDArray[np.integer], length: int, draws: int) -> npt.NDArray[np.intp]:
+    """Where among B times T the tokens are that are no padding (shape (N,)), of B captions in L positions."""
+    place = np.arange(length + 1 + DRAW * draws)
+    return np.flatnonzero((place < lengths_B[:, None]) | (place >= length))
+
+
+def packed(tokens_BTW: Tensor, places_N: Tensor) -> Tensor:
+    """The tokens at some places, as one sequence (1, N, W)."""
+    return tokens_BTW.flatten(0, 1).index_select(0, places_N)[None]
+
+
+def unpacked(tokens_1NW: Tensor, places_N: Tensor, count: int, size: int) -> Tensor:
+    """The tokens back at their places, and zeros at all others (B, T, W)."""
+    empty = tokens_1NW.new_zeros(count * size, tokens_1NW.shape[-1])
+    return empty.index_copy(0, places_N, tokens_1NW[0]).view(count, size, -1)
 
 
 def text_tokens(model: Any, text_embeds_BD: Tensor, hidden_BLD: Tensor) -> Tensor:

@@ -66,8 +66,9 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
         raise KcacheError(
             f"prior {checkpoint.name_or_path} has a clip_std of zero; it was saved without its statistics"
         )
-    if config.draws_per_sample > 1:
-        require_shared_text(model, checkpoint.name_or_path, config.draws_per_sample)
+    if config.draws_per_sample > 1 or config.pack_captions:
+        option = "--pack-captions" if config.pack_captions else f"--draws-per-sample {config.draws_per_sample}"
+        require_shared_text(model, checkpoint.name_or_path, option)
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
     positions, text, views = shape["num_embeddings"], columns[0][0].name, [image.name for image in columns[0][1]]
 
@@ -80,6 +81,7 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
             positions,
             trim=config.trim_captions,
             all_captions=training and config.captions == "all",
+            pack=training and config.pack_captions,
             group_by_length=training and config.group_by_length,
         )
 
