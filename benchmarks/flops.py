@@ -6,11 +6,14 @@ Run ``python benchmarks/flops.py``; nothing is computed, so it takes seconds and
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
+import numpy as np
 import torch
-from architecture import models
+from architecture import PRIOR, models
 from torch.utils.flop_counter import FlopCounterMode
 
-from kcache.training.trimming import run_prior
+from kcache.training.shared_text import attend_for_all_heads, places_of, run_draws
+from kcache.training.trimming import run_prior, trimmed_length
 
 
 def gflop(function: Callable[[], Any]) -> float:
@@ -53,8 +56,31 @@ def count() -> dict[str, float]:
     return counts
 
 
+def count_draws(batch: int = 64, shortest: int = 8, longest: int = 25) -> dict[tuple[int, bool], float]:
+    """GFLOP for one sample of the prior's step, by the number of draws and whether captions are packed.
+
+    The captions of a batch have all lengths from ``shortest`` to ``longest`` equally often, on average.
+    """
+    lengths, length = np.random.default_rng(0).integers(shortest, longest + 1, batch), trimmed_length(longest, 77)
+    counts = {}
+    with torch.device("meta"):
+        model = diffusers.PriorTransformer(**PRIOR)
+        attend_for_all_heads(model)
+        text, hidden = torch.zeros(batch, 1280), torch.zeros(batch, length, 1280)
+
+        def step(draws: int, places: Any) -> None:
+            noisy, timesteps = torch.zeros(batch, draws, 1280), torch.zeros(batch, draws, dtype=torch.long)
+            run_draws(model, noisy, timesteps, text, hidden, timesteps[:, 0], places).sum().backward()
+
+        for draws in (1, 8):
+            for pack in (False, True):
+                places = torch.zeros(len(places_of(lengths, length, draws)), dtype=torch.long) if pack else None
+                counts[draws, pack] = gflop(lambda draws=draws, places=places: step(draws, places)) / batch
+    return counts
+
+
 def main() -> None:
-    """Print the table that the README shows."""
+    """Print the table that the README shows, and what draws that share a caption cost."""
     c = count()
     prior = c["text"] + c["vision"]
     print("\nGFLOP for one sample      text  vision    MoVQ  trained fwd+bwd  reference step / cached step")
@@ -67,6 +93,11 @@ def main() -> None:
         movq, trained = c[f"movq-{side}"], c[f"unet-{side}"]
         ratio = (c["vision"] + movq + trained) / trained
         print(row.format(f"decoder, {side} px", 0, c["vision"], movq, trained, ratio))
+    print("\nprior, batch of 64 captions of 8 to 25 tokens    GFLOP/sample  reference step / it, samples  noise draws")
+    for (draws, pack), trained in count_draws().items():
+        name = f"{'packed' if pack else 'trimmed'}, {draws} draw{'s' if draws > 1 else ''}"
+        ratio = (prior + c["prior-77"]) / trained
+        print(f"{name:48} {trained:12.0f} {ratio:27.2f}x {draws * ratio:10.1f}x")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import click
 
 from kcache.cli.options import Choice
 from kcache.cli.reference_options import TrainCommand
-from kcache.cli.train_options import make_train_config, samples, train_options, validation
+from kcache.cli.train_options import device, make_train_config, positive, samples, train_options, update, validation
 from kcache.cli.train_summary import print_report
 
 
@@ -22,6 +22,30 @@ from kcache.cli.train_summary import print_report
     "--trim-captions/--no-trim-captions",
     default=None,
     help="Run at the batch's longest caption instead of 77 tokens: the same result, faster.  [default: on]",
+)
+@samples(
+    "--pack-captions",
+    is_flag=True,
+    default=None,
+    help="Run the captions of a batch end to end, without any padding: the same result, from fewer tokens.",
+)
+@samples(
+    "--group-by-length",
+    is_flag=True,
+    default=None,
+    help="Batches of captions of about one length, so that less is padded; every sample is seen as often as without.",
+)
+@update(
+    "--draws-per-sample",
+    type=positive,
+    help="Noise and timesteps for each sample of a batch: the text is run once for all, the loss is their mean."
+    "  [default: 1]",
+)
+@device(
+    "--compile",
+    is_flag=True,
+    default=None,
+    help="Let torch compile the prior's blocks: some minutes at the start, then faster updates on a GPU.",
 )
 @validation("--resolution", type=click.IntRange(min=8), help="Side of validation pictures.  [default: 512]")
 @train_options

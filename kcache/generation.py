@@ -52,6 +52,8 @@ def generate(config: GenerateConfig) -> GenerateReport:
     if not config.prompts:
         raise KcacheError('no prompt was given; write it in quotes: kcache generate "a red fox"')
     _refuse_output(Path(config.output))
+    from kcache.training.kept_text import text_run_once
+
     hush_libraries()
     device = find_device(config.device)
     dtype = torch_dtype(config.dtype) if config.dtype else inference_dtype(device)
@@ -62,7 +64,8 @@ def generate(config: GenerateConfig) -> GenerateReport:
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
     pictures = []
-    with bar(len(config.prompts) * config.num_images_per_prompt, "img", "generate") as progress:
+    pictures_to_make = len(config.prompts) * config.num_images_per_prompt
+    with bar(pictures_to_make, "img", "generate") as progress, text_run_once(prior.prior):
         for prompt in config.prompts:
             for number in range(config.num_images_per_prompt):
                 pictures.append(_picture(config, prior, decoder, prompt, config.seed + number, side))

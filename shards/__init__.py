@@ -5,6 +5,7 @@ from .columns import Column, Field
 from .commits import Commit
 from .dataset_options import dataset_options, keep_dataset_options
 from .errors import CacheError, DamageError, KcacheError, UsageError
+from .length_order import LengthOrder
 from .order import BatchOrder, MixedOrder, Stream, Windows, permutation
 from .reader import ColumnReader, Rows, read_null
 from .rewrite import read_rows
@@ -24,6 +25,7 @@ __all__ = [
     "Fault",
     "Field",
     "KcacheError",
+    "LengthOrder",
     "MixedOrder",
     "Rows",
     "Snapshot",

@@ -75,6 +75,7 @@ def everything(other: Cache, **more: Any) -> Options:
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 ADAMW = {"optimizer": "adamw", "learning_rate": 2e-3}
+DRAWS = {"draws_per_sample": 3, "pack_captions": True, "group_by_length": True, "gradient_checkpointing": True}
 LORA = {"lora": True, "rank": 2}
 """Without dropout of its own, which is drawn by process."""
 
@@ -88,6 +89,7 @@ def cases(other: Cache) -> dict[str, tuple[str, Options]]:
         "decoder-adamw": ("decoder", ADAMW),
         "prior-everything": ("prior", everything(other, **SGD)),
         "prior-lora": ("prior", everything(other, **SGD, **LORA)),
+        "prior-draws": ("prior", everything(other, **SGD, **DRAWS)),
         "decoder-lora": ("decoder", everything(other, **SGD, **LORA)),
         "decoder-everything": ("decoder", everything(other, **SGD, gradient_checkpointing=True)),
         "prior-accumulated": ("prior", {**SGD, "gradient_checkpointing": True}),
@@ -102,6 +104,7 @@ CASES = [
     "decoder-adamw",
     "prior-everything",
     "prior-lora",
+    "prior-draws",
     "decoder-lora",
     "decoder-everything",
     "prior-accumulated",

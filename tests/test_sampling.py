@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import KandinskyV22PriorPipeline, PriorTransformer, UnCLIPScheduler
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from support import relative_distance
 from tiny import LONG_CAPTION, WIDTH
 from torch import Tensor
@@ -20,7 +21,7 @@ from kcache.progress import hush_libraries
 from kcache.shards import Cache, KcacheError
 from kcache.shards.reader import read_null
 from kcache.text_features import encode_captions, load_tokenizer
-from kcache.training import sampling
+from kcache.training.kept_text import text_run_once
 from kcache.training.sampling import (
     HUB_SCHEDULER,
     TextFeatures,
@@ -83,7 +84,7 @@ def one_by_one(pipeline: Any, model: Any, captions: list[str], **options: Any) -
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 @pytest.mark.parametrize("captions", CASES.values(), ids=CASES)
 def test_sampled_embeddings_are_those_of_the_stock_pipeline(
-    pipeline: Any, model: Any, monkeypatch: pytest.MonkeyPatch, captions: list[str], guidance_scale: float
+    pipeline: Any, model: Any, captions: list[str], guidance_scale: float
 ) -> None:
     noise = torch.randn(len(captions), WIDTH, generator=seeded(7))
     expected = pipeline(captions, latents=noise, generator=seeded(3), guidance_scale=guidance_scale).image_embeds
@@ -91,11 +92,7 @@ def test_sampled_embeddings_are_those_of_the_stock_pipeline(
     assert found.dtype == torch.float32
     assert not found.requires_grad
     assert float(expected.std()) > 0.1
-    # Rounding differs at another length, and guidance makes it larger; at 77 tokens nothing differs at all.
-    assert relative_distance([found], [expected]) < 1e-5
-    monkeypatch.setattr(sampling, "trimmed_length", lambda longest, full: full)
-    full = sampled(pipeline, model, captions, noise, seeded(3), guidance_scale=guidance_scale)
-    torch.testing.assert_close(full, expected, atol=1e-6, rtol=1e-6)
+    assert relative_distance([found], [expected]) < 1e-5  # rounding differs, and guidance makes it larger
 
 
 def test_a_negative_prompt_that_is_empty_is_the_null_caption(pipeline: Any, model: Any) -> None:
@@ -112,20 +109,58 @@ def test_a_caption_with_a_generator_of_its_own_is_sampled_as_if_it_were_alone(pi
     assert relative_distance([together], [alone]) < 1e-5
 
 
-def test_captions_are_run_at_the_length_of_the_longest(
-    pipeline: Any, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions_are_run_once_at_the_length_of_the_longest(pipeline: Any, model: Any) -> None:
     lengths: list[int] = []
-    forward = model.forward
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        lengths.append(kwargs["encoder_hidden_states"].shape[1])
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model, "forward", counted)
+    model.encoder_hidden_states_proj.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     one_by_one(pipeline, model, ["a fox"], steps=3)
     one_by_one(pipeline, model, ["a fox", LONG_CAPTION], steps=2)
-    assert lengths == [8, 8, 8, 77, 77]
+    assert lengths == [8, 77]
+
+
+def texts_run(model: Any) -> list[int]:
+    """A list that grows by the captions in a batch whenever text enters the model."""
+    runs: list[int] = []
+    model.encoder_hidden_states_proj.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+    return runs
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("negative", [None, "a blue cup"])
+def test_the_stock_pipeline_gives_the_same_with_the_text_run_once(
+    pipeline: Any, guidance_scale: float, negative: str | None
+) -> None:
+    prompts, options = [SHORT[0], SHORT[1], LONG_CAPTION], {"guidance_scale": guidance_scale, "num_inference_steps": 7}
+
+    def embeds() -> list[Tensor]:
+        made = [pipeline(one, negative_prompt=negative, generator=seeded(3), **options) for one in prompts]
+        return [tensor for one in made for tensor in one.to_tuple()]
+
+    expected, runs = embeds(), texts_run(pipeline.prior)
+    with text_run_once(pipeline.prior):
+        found = embeds()
+    assert relative_distance(found, expected) < 1e-5
+    rows = (1 if guidance_scale == 1 else 2) * (1 if negative is None else 2)
+    assert runs == [rows] * len(prompts)
+
+
+def test_a_model_is_as_before_after_its_text_was_run_once(pipeline: Any) -> None:
+    expected = pipeline("a fox", generator=seeded(3)).image_embeds
+    with pytest.raises(KeyboardInterrupt), text_run_once(pipeline.prior):
+        raise KeyboardInterrupt
+    runs = texts_run(pipeline.prior)
+    assert torch.equal(pipeline("a fox", generator=seeded(3)).image_embeds, expected)
+    assert len(runs) == 25
+
+
+def test_a_prior_that_is_built_otherwise_runs_its_text_at_every_step(pipeline: Any, model: Any) -> None:
+    runs = texts_run(model)
+    model.set_attn_processor(AttnProcessor())
+    found = one_by_one(pipeline, model, SHORT, steps=3)
+    assert len(runs) == 3
+    with text_run_once(model):
+        assert "forward" not in vars(model)
+    model.set_attn_processor(AttnProcessor2_0())
+    assert relative_distance([one_by_one(pipeline, model, SHORT, steps=3)], [found]) < 1e-5
 
 
 def test_mixed_precision_and_half_weights_give_fp32_that_is_close(pipeline: Any, model: Any) -> None:

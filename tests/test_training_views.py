@@ -106,9 +106,9 @@ def test_without_options_nothing_is_drawn_but_noise_and_timesteps(
     drawn: list[int] = []
     integer = Draws.integer
 
-    def spy(self: Draws, step: int, slot: int, draw: int, high: int) -> int:
+    def spy(self: Draws, step: int, slot: int, draw: int, high: int, number: int = 0) -> int:
         drawn.append(draw)
-        return integer(self, step, slot, draw, high)
+        return integer(self, step, slot, draw, high, number)
 
     monkeypatch.setattr(Draws, "integer", spy)
     for stage, columns in (("prior", ("text", "image")), ("decoder", ("latents-32", "image"))):

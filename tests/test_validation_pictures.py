@@ -221,7 +221,7 @@ def test_dropout_is_off_in_pictures_and_on_again_after_an_error(make: Any, model
         seen.append(model.training)
         raise ValueError("no picture")
 
-    model.forward = refuse
+    model.norm_out.forward = refuse
     with pytest.raises(ValueError, match="no picture"):
         validator.draw(model, 1)
     assert seen == [False]
@@ -233,16 +233,16 @@ def test_too_little_memory_costs_the_pictures_and_not_the_run(
 ) -> None:
     model = models("prior")
     _, validator = make("prior", validation_prompts=PROMPTS)
-    forward = model.forward
+    forward = model.norm_out.forward
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model.forward = refuse
+    model.norm_out.forward = refuse
     assert validator.draw(model, 1500) == []
     assert "cpu has too little memory for the pictures after update 1,500" in caplog.messages
     assert not list((tmp_path / "validation").glob("step-*"))
-    model.forward = forward
+    model.norm_out.forward = forward
     assert len(validator.draw(model, 2000)) == 2
 
 

@@ -158,7 +158,7 @@ def _shown(name: str, old: Any, new: Any) -> tuple[Any, Any]:
     if name == "mixed":
         return f"of {len(old)} further caches", f"{len(new)}"
     if name == "selection":
-        different = [key for key in new if old.get(key) != new[key]]
+        different = [key for key in old | new if old.get(key) != new.get(key)]
         return tuple(", ".join(f"{key} {part.get(key)}" for key in different) for part in (old, new))  # type: ignore[return-value]
     return old, new
 

@@ -7,6 +7,7 @@ from typing import Any
 from kcache.shards import UsageError
 
 from .chosen import check_selection
+from .compiling import check_compile
 from .config import DecoderConfig, PriorConfig, TrainConfig
 from .memory import check_memory_options
 from .optimizers import optimizer_arguments
@@ -64,6 +65,13 @@ def _refuse_contradictions(config: PriorConfig | DecoderConfig) -> None:
         raise UsageError(
             f"{len(config.loss_weight)} --loss-weight for {len(config.mix)} --mix; give one for each, in their order"
         )
+    if isinstance(config, PriorConfig) and not config.trim_captions:
+        for name in ("group_by_length", "pack_captions"):
+            if getattr(config, name):
+                raise UsageError(
+                    f"{_spelled(name)} is there to leave padding out, and --no-trim-captions keeps all of it; give one"
+                    " of them"
+                )
     if isinstance(config, DecoderConfig) and config.buckets and config.random_crops:
         raise UsageError("a picture is cut to its bucket or at random; give --buckets or --random-crops, not both")
 
@@ -81,6 +89,7 @@ _CHECKS: Sequence[Check] = (
     _refuse_contradictions,
     check_schedule,
     check_memory_options,
+    check_compile,
     check_selection,
     _check_trackers,
     _check_optimizer,  # last, as it imports packages

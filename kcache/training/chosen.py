@@ -80,6 +80,8 @@ def selection_record(config: TrainConfig) -> dict[str, Any]:
         "validation_split": config.validation_split,
         "captions": getattr(config, "captions", "one"),
         "shares": [share for _, share in config.mix],
+        # Only where it is given: checkpoints of before it was an option say nothing of it.
+        **({"group_by_length": True} if getattr(config, "group_by_length", False) else {}),
     }
 
 

@@ -112,6 +112,10 @@ class PriorConfig(TrainConfig):
     """The options of ``kcache train prior``."""
 
     trim_captions: bool = True
+    draws_per_sample: int = 1
+    pack_captions: bool = False
+    group_by_length: bool = False
+    compile: bool = False
     text_column: str = "text"
     captions: str = "one"
     resolution: int = 512  # of validation pictures

@@ -36,7 +36,7 @@ class DecoderSource:
         readers = samples.open([name for view in views for name in view], check_crc=reading.check_crc)
         self._views = list(zip(readers[::2], readers[1::2], strict=True))
         self._samples, self._reading, self._draws = samples, reading, Draws(reading.seed)
-        self._shapes, self.groups = shapes, shapes.groups
+        self._shapes, self.groups, self.lengths = shapes, shapes.groups, None
         if reading.dropout:
             cache = samples.snapshots[0].cache
             self._null = read_null(cache, cache.column(views[0][1]))["image_embeds"].tobytes()

@@ -1,4 +1,4 @@
-"""Every random number of training, keyed by (seed, update, slot in the global batch, draw)."""
+"""Every random number of training, keyed by (seed, update, slot in the global batch, draw and its number)."""
 
 from typing import Any
 
@@ -24,27 +24,27 @@ class Draws:
         self._generator = np.random.Generator(self._bits)
         self._seed = seed
 
-    def normal(self, step: int, slot: int, draw: int, out: npt.NDArray[np.float32]) -> None:
-        """Fill ``out`` with standard normal numbers."""
-        self._seek(step, slot, draw)
+    def normal(self, step: int, slot: int, draw: int, out: npt.NDArray[np.float32], number: int = 0) -> None:
+        """Fill ``out`` with standard normal numbers; ``number`` tells several of one sample apart."""
+        self._seek(step, slot, draw, number)
         self._generator.standard_normal(dtype=np.float32, out=out)
 
-    def integer(self, step: int, slot: int, draw: int, high: int) -> int:
-        """A whole number from 0 to ``high - 1``, all equally likely."""
-        self._seek(step, slot, draw)
+    def integer(self, step: int, slot: int, draw: int, high: int, number: int = 0) -> int:
+        """A whole number from 0 to ``high - 1``, all equally likely; ``number`` as in `normal`."""
+        self._seek(step, slot, draw, number)
         return int(self._generator.integers(high))
 
     def chance(self, step: int, slot: int, draw: int, probability: float) -> bool:
         """True with this probability."""
-        self._seek(step, slot, draw)
+        self._seek(step, slot, draw, 0)
         return bool(self._generator.random() < probability)
 
-    def _seek(self, step: int, slot: int, draw: int) -> None:
+    def _seek(self, step: int, slot: int, draw: int, number: int) -> None:
         # The lowest word of the counter advances with the numbers drawn; the others hold the key, so no two draws meet.
         # Tuples and not arrays: this is called several times for each sample, and takes a tenth of the time.
         state: Any = {
             "bit_generator": "Philox",
-            "state": {"counter": (0, slot, step, 0), "key": (self._seed, draw)},
+            "state": {"counter": (0, slot, step, number), "key": (self._seed, draw)},
             "buffer": (0, 0, 0, 0),
             "buffer_pos": 4,
             "has_uint32": 0,

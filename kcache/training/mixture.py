@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 
 from kcache.progress import logger
-from kcache.shards import BatchOrder, Cache, KcacheError, MixedOrder, Snapshot, UsageError, Windows
+from kcache.shards import BatchOrder, Cache, KcacheError, LengthOrder, MixedOrder, Snapshot, UsageError, Windows
 from kcache.shards.local_cache import LocalCache, local_cache_for
 from kcache.shards.records import digest
 
@@ -16,7 +16,7 @@ from .samples import Positions, Samples
 from .sources import Source
 from .windows import WindowSizes
 
-Order = BatchOrder | MixedOrder
+Order = BatchOrder | MixedOrder | LengthOrder
 
 
 def open_caches(config: TrainConfig) -> list[Cache]:
@@ -78,7 +78,13 @@ class Mixture:
         return len(source.of_samples(self.train[0])) / (1 - sum(self.shares, Fraction(0)))
 
     def order(self, source: Source, global_batch: int, seed: int) -> Order:
-        """Global batches of the samples to train on, each of one shape."""
+        """Global batches of the samples to train on, each of one shape, or of about one length."""
+        order = self._mixed(source, global_batch, seed)
+        if source.lengths is None:
+            return order
+        return LengthOrder(order, source.lengths, seed, int(self.epoch(source)))
+
+    def _mixed(self, source: Source, global_batch: int, seed: int) -> BatchOrder | MixedOrder:
         orders = []
         for part, positions in enumerate(self.train):
             groups = _within(source.groups, source.of_samples(positions))

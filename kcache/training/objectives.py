@@ -1,6 +1,6 @@
 """What each stage minimises: pure functions of a model, a batch and its draws.
 
-Shapes: B samples, D width of the CLIP embedding, L tokens, C x H x W latents.
+Shapes: B samples, D width of the CLIP embedding, L tokens, K draws of noise for a sample, C x H x W latents.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .shared_text import run_draws
 from .trimming import run_prior
 
 Batch = dict[str, Tensor]
@@ -19,15 +20,32 @@ def prior_loss(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None
 
     ``batch``: image_embeds_BD, text_embeds_BD, hidden_states_BLD, lengths_B, noise_BD, timesteps_B, and weights_B
     where caches are weighted. The same loss as train_text_to_image_prior.py of diffusers for the same noise and
-    timesteps.
+    timesteps. With noise_BKD and timesteps_BK the mean over the K draws of every sample, which share its text; with
+    places_N the same without padding.
     """
+    if batch["noise"].dim() == 3 or "places" in batch:
+        return _loss_of_draws(model, batch, scheduler, snr_gamma)
     noise, timesteps = batch["noise"], batch["timesteps"]
     target = (batch["image_embeds"].float() - model.clip_mean) / model.clip_std
     noisy = scheduler.add_noise(target, noise, timesteps)
-    predicted = run_prior(
-        model, noisy, timesteps, batch["text_embeds"].float(), batch["hidden_states"].float(), batch["lengths"]
-    )
+    predicted = run_prior(model, noisy, timesteps, *_text(batch))
     return weighted_mse(predicted, target, timesteps, scheduler, snr_gamma, batch.get("weights"))
+
+
+def _loss_of_draws(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None) -> Tensor:
+    steps_BK = batch["timesteps"].view(len(batch["lengths"]), -1)
+    draws = steps_BK.shape[1]
+    rows = {name: batch[name].repeat_interleave(draws, 0) for name in ("image_embeds", "weights") if name in batch}
+    noise, timesteps = batch["noise"].flatten(0, -2), steps_BK.flatten()
+    target = (rows["image_embeds"].float() - model.clip_mean) / model.clip_std
+    noisy = scheduler.add_noise(target, noise, timesteps).view(*steps_BK.shape, -1)
+    predicted = run_draws(model, noisy, steps_BK, *_text(batch), batch.get("places")).flatten(0, 1)
+    return weighted_mse(predicted, target, timesteps, scheduler, snr_gamma, rows.get("weights"))
+
+
+def _text(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the prior is told of the captions, in fp32."""
+    return batch["text_embeds"].float(), batch["hidden_states"].float(), batch["lengths"]
 
 
 def decoder_loss(model: Any, batch: Batch, scheduler: Any, snr_gamma: float | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from kcache.shards import CacheError, read_null
 
 from .draws import CAPTION, DROPOUT, Draws
 from .samples import Positions, Rows, Samples
+from .shared_text import DRAW, places_of
 from .sources import TORCH_DTYPES, Buffers, MicroBatch, Reading, allocator, draw_noise, drawn, first, rows_of, weigh
 from .trimming import trimmed_length
 
@@ -53,10 +55,14 @@ class PriorSource:
         *,
         trim: bool,
         all_captions: bool = False,
+        pack: bool = False,
+        group_by_length: bool = False,
     ) -> None:
         """Read column ``text``, and for each sample one of ``images``: the views of it, of which one is drawn.
 
         A sample with several captions is read with one that is drawn, or, with ``all_captions``, once with each.
+        ``pack`` adds the places of the tokens that are no padding, ``group_by_length`` asks for batches of captions of
+        about one length.
         """
         self._text, *self._images = samples.open([text, *images], check_crc=reading.check_crc)
         self._samples, self._reading, self._draws = samples, reading, Draws(reading.seed)
@@ -66,6 +72,7 @@ class PriorSource:
         if all_captions:
             self._captions = self._text.nbytes("lengths") // 4
         self._ends = np.cumsum(self._captions, dtype=np.int64) if all_captions else None
+        self._pack, self._group_by_length = pack, group_by_length
         if reading.dropout:
             cache = samples.snapshots[0].cache
             null = read_null(cache, cache.column(text))
@@ -100,6 +107,26 @@ class PriorSource:
         """All captions are trimmed to the longest of a batch, so that any fit into one."""
         return [np.arange(len(self._samples) if self._ends is None else self._ends[-1])]
 
+    @cached_property
+    def lengths(self) -> Positions | None:
+        """The tokens of each position's caption; of several that are drawn among, those of the longest.
+
+        Where samples have several captions, this reads how long they are, in the order in which they lie on disk.
+        """
+        if not self._group_by_length:
+            return None
+        captions = self._text.nbytes("lengths") // 4
+        lengths: Positions = (self._text.nbytes("hidden_states") // self._hidden.row_bytes).astype(np.int64)
+        if self._ends is not None:
+            lengths = np.repeat(lengths, captions)
+        for sample in np.flatnonzero(captions > 1).tolist():
+            tokens = self._text.rows([sample]).read(0, "lengths").astype(np.int64)
+            if self._ends is None:
+                lengths[sample] = tokens.max()
+            else:
+                lengths[self._ends[sample] - len(tokens) : self._ends[sample]] = tokens
+        return lengths
+
     def of_samples(self, chosen: Positions) -> Positions:
         """With all captions: those of each sample, one after the other."""
         if self._ends is None:
@@ -127,11 +154,13 @@ class PriorSource:
             "text_embeds": empty((batch_size, text_width), TORCH_DTYPES[self._embed.dtype]),
             "hidden_states": empty((batch_size, self._full, hidden_width), TORCH_DTYPES[self._hidden.dtype]),
             "lengths": empty((batch_size,), torch.int64),
-            "noise": empty((batch_size, width), torch.float32),
-            "timesteps": empty((batch_size,), torch.int64),
+            "noise": empty((*self._reading.rows(batch_size), width), torch.float32),
+            "timesteps": empty(self._reading.rows(batch_size), torch.int64),
         }
         if self._reading.loss_weights is not None:
             buffers["weights"] = empty((batch_size,), torch.float32)
+        if self._pack:
+            buffers["places"] = empty((batch_size * (self._full + 1 + DRAW * self._reading.draws),), torch.int64)
         return buffers
 
     def fill(self, buffers: Buffers, batch: MicroBatch) -> Buffers:
@@ -140,6 +169,10 @@ class PriorSource:
         draw_noise(self._draws, filled, batch, self._reading.timesteps)
         if self._reading.loss_weights is not None:
             weigh(self._samples, self._reading.loss_weights, filled, self.samples_of(np.asarray(batch.positions)))
+        if self._pack:
+            places = places_of(filled["lengths"].numpy(), filled["hidden_states"].shape[1], self._reading.draws)
+            filled["places"] = buffers["places"][: len(places)]
+            filled["places"].numpy()[:] = places
         return filled
 
     def read(self, buffers: Buffers, batch: MicroBatch) -> Buffers:

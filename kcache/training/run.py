@@ -14,6 +14,7 @@ from kcache.shards import KcacheError, Snapshot
 from . import checkpointing
 from .ahead import Ahead
 from .assembly import in_use, make_loop, tensors_of
+from .compiling import compile_blocks, wants_compile
 from .config import DecoderConfig, PriorConfig
 from .divergence import Divergence
 from .feeder import Feeder
@@ -88,6 +89,8 @@ class TrainingRun:
             state = resumed_state(resumed, saved, self.state, self.mixture, config.accept_new_snapshot)
             self.state = self.outcome.with_known_best(state)
             weights.load(stage.model, resumed)
+        if wants_compile(config):
+            compile_blocks(stage.model)
         apply_memory_options(stage.model, config)
         self.source = stage.make_source(self.mixture.samples, seed)
         self.epoch = self.mixture.epoch(self.source)

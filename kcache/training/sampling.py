@@ -12,7 +12,8 @@ from kcache.checkpoints import Checkpoint
 from kcache.progress import logger
 from kcache.text_features import EncodedCaption
 
-from .trimming import run_prior, trimmed_length
+from .kept_text import make_predictor
+from .trimming import trimmed_length
 
 STEPS = 25
 """Steps of the prior where nobody says otherwise: the pipeline's default."""
@@ -129,7 +130,8 @@ def sample_image_embeds(
 ) -> Tensor:
     """The image embeddings (B, D) of B captions, raw and in fp32 on the device of ``noise_BD``.
 
-    Equal to what KandinskyV22PriorPipeline gives for the same noise and generator; captions are trimmed to the longest.
+    Equal to what KandinskyV22PriorPipeline gives for the same noise and generator; captions are trimmed to the longest,
+    and run once for all steps.
     ``null`` (one row) is the empty caption, which a ``guidance_scale`` above 1 steers away from (Ho and Salimans 2022);
     without it nothing is.
     """
@@ -137,13 +139,14 @@ def sample_image_embeds(
     rows = null.repeated(len(noise_BD)).followed_by(text) if null is not None and guided else text
     longest = int(rows.lengths.max())
     rows = rows.at_length(trimmed_length(longest, model.config.num_embeddings)).to(device, model.dtype)
+    predict = make_predictor(model, rows.text_embeds, rows.hidden_states, rows.lengths)
     scheduler.set_timesteps(steps)  # on the CPU, where the scheduler looks its coefficients up
     sample = noise_BD.float() * scheduler.init_noise_sigma
     timesteps = scheduler.timesteps
     for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         inputs = (sample.repeat(2, 1) if guided else sample).to(model.dtype)
         at = torch.full((len(inputs),), int(timestep), device=device)
-        predicted = run_prior(model, inputs, at, rows.text_embeds, rows.hidden_states, rows.lengths).float()
+        predicted = predict(inputs, at).float()
         if guided:
             without, conditioned = predicted.chunk(2)
             predicted = without + guidance_scale * (conditioned - without)

@@ -35,7 +35,8 @@ class Reading:
     """How a source reads.
 
     ``timesteps`` is the number that noise is drawn from; ``dropout`` the probability that a condition is replaced by
-    the null one; ``loss_weights`` what the samples of each snapshot count in the loss (None: all the same).
+    the null one; ``loss_weights`` what the samples of each snapshot count in the loss (None: all the same). ``draws``
+    is how many times noise and a timestep are drawn for each sample: 1 gives tensors of B rows, K those of (B, K).
     """
 
     seed: int
@@ -43,6 +44,11 @@ class Reading:
     dropout: float = 0.0
     loss_weights: Sequence[float] | None = None
     check_crc: bool = True
+    draws: int = 1
+
+    def rows(self, batch_size: int) -> tuple[int, ...]:
+        """The first dimensions of noise and timesteps."""
+        return (batch_size,) if self.draws == 1 else (batch_size, self.draws)
 
 
 class Source(Protocol):
@@ -51,6 +57,10 @@ class Source(Protocol):
     @property
     def groups(self) -> Sequence[Positions]:
         """The positions that fit into one batch, every position once: see `kcache.shards.BatchOrder`."""
+
+    @property
+    def lengths(self) -> Positions | None:
+        """By what the samples of a batch are to be alike, for every position; None where that is not asked for."""
 
     def of_samples(self, chosen: Positions) -> Positions:
         """The positions at which the samples at positions ``chosen`` of `Samples` are read: one or more for each."""
@@ -95,12 +105,13 @@ def drawn(views: Sequence[Drawn], draws: Draws, batch: MicroBatch) -> list[tuple
 
 
 def draw_noise(draws: Draws, buffers: Buffers, batch: MicroBatch, timesteps: int) -> None:
-    """Fill ``noise`` and ``timesteps``, each sample's by its own key."""
+    """Fill ``noise`` and ``timesteps``, each draw's by its own key: of several the first is that of one alone."""
     noise, steps = buffers["noise"].numpy(), buffers["timesteps"].numpy()
-    among = batch.timesteps or range(timesteps)
+    among, of_draws = batch.timesteps or range(timesteps), steps.shape[1:]
     for i, slot in enumerate(batch.slots):
-        draws.normal(batch.step, slot, NOISE, noise[i])
-        steps[i] = among[draws.integer(batch.step, slot, TIMESTEP, len(among))]
+        for number, place in enumerate(np.ndindex(of_draws)):
+            draws.normal(batch.step, slot, NOISE, noise[i, *place], number)
+            steps[i, *place] = among[draws.integer(batch.step, slot, TIMESTEP, len(among), number)]
 
 
 def weigh(samples: Samples, loss_weights: Sequence[float], buffers: Buffers, positions: Positions) -> None:

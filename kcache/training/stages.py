@@ -23,6 +23,7 @@ from .objectives import Batch, decoder_loss, prior_loss
 from .prior_source import PriorSource
 from .samples import Samples
 from .shapes import Shapes, read_shapes
+from .shared_text import require_shared_text
 from .sources import Reading, Source
 
 
@@ -65,6 +66,9 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
         raise KcacheError(
             f"prior {checkpoint.name_or_path} has a clip_std of zero; it was saved without its statistics"
         )
+    if config.draws_per_sample > 1 or config.pack_captions:
+        option = "--pack-captions" if config.pack_captions else f"--draws-per-sample {config.draws_per_sample}"
+        require_shared_text(model, checkpoint.name_or_path, option)
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
     positions, text, views = shape["num_embeddings"], columns[0][0].name, [image.name for image in columns[0][1]]
 
@@ -73,10 +77,12 @@ def prior_stage(config: PriorConfig, caches: Sequence[Cache]) -> Stage:
             samples,
             text,
             views if training else views[:1],
-            _reading(config, scheduler, seed, training),
+            _reading(config, scheduler, seed, training, config.draws_per_sample),
             positions,
             trim=config.trim_captions,
             all_captions=training and config.captions == "all",
+            pack=training and config.pack_captions,
+            group_by_length=training and config.group_by_length,
         )
 
     return Stage("prior", "prior", (text, *views), model, scheduler, prior_loss, source)
@@ -115,10 +121,12 @@ def decoder_stage(config: DecoderConfig, caches: Sequence[Cache]) -> Stage:
     return Stage("decoder", "unet", names, model, scheduler, decoder_loss, source)
 
 
-def _reading(config: TrainConfig, scheduler: Any, seed: int, training: bool) -> Reading:
+def _reading(config: TrainConfig, scheduler: Any, seed: int, training: bool, draws: int = 1) -> Reading:
+    """Not for training: one draw, no dropped condition and no weights, so that losses of all runs compare."""
     weights = (1.0, *config.loss_weight) if training and any(w != 1 for w in config.loss_weight) else None
     dropout = config.conditioning_dropout if training else 0.0
-    return Reading(seed, scheduler.config.num_train_timesteps, dropout, weights, config.check_crc)
+    steps = scheduler.config.num_train_timesteps
+    return Reading(seed, steps, dropout, weights, config.check_crc, draws if training else 1)
 
 
 def _require_prior_fits(

@@ -31,7 +31,8 @@ def run_prior(
     if length == full:
         output = model(noisy_BD, timestep=timesteps_B, **inputs)
         return cast(Tensor, output.predicted_image_embedding)
-    keep = torch.cat([torch.arange(length), torch.arange(full, full + model.additional_embeddings)]).to(noisy_BD.device)
+    positions = torch.arange(full + model.additional_embeddings, device=noisy_BD.device)
+    keep = torch.cat([positions[:length], positions[full:]])
     shorter = {
         "positional_embedding": model.positional_embedding[:, keep],
         "causal_attention_mask": model.causal_attention_mask[:, keep][:, :, keep],
