@@ -8,6 +8,7 @@ from kcache.shards import UsageError
 
 from .chosen import check_selection
 from .config import DecoderConfig, PriorConfig, TrainConfig
+from .low_memory import check_low_memory
 from .memory import check_memory_options
 from .optimizers import optimizer_arguments
 from .schedules import check_schedule
@@ -15,6 +16,7 @@ from .trackers import log_with, refuse_token
 
 _NEED = (
     (("rank", "lora_alpha", "lora_dropout", "lora_targets", "use_dora"), ("lora",)),
+    (("base_dtype",), ("lora",)),
     (("ema_decay",), ("use_ema",)),
     (("loss_weight",), ("mix",)),
     (("validation_samples", "early_stopping"), ("validation_split",)),
@@ -81,6 +83,7 @@ _CHECKS: Sequence[Check] = (
     _refuse_contradictions,
     check_schedule,
     check_memory_options,
+    check_low_memory,
     check_selection,
     _check_trackers,
     _check_optimizer,  # last, as it imports packages
