@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import done, refused
 from folders import Train
-from launched import result
+from launched import result, together, updates
 from safetensors.torch import load_file
 from small_run import equal, from_disk, make_model, options, set_gradients, weights
 from test_resume import make_config
@@ -330,3 +330,19 @@ def test_low_memory_on_the_command_line(whole: Path, train: Train, tmp_path: Pat
     dtypes = {name: t.dtype for name, t in result(tmp_path / "out").items() if name not in ("clip_mean", "clip_std")}
     assert set(dtypes.values()) == {torch.bfloat16}
     refused(train("prior", whole, "--low-memory", "--max-grad-norm=1", "--optimizer=sgd"), code=2)
+
+
+@pytest.mark.slow
+def test_two_processes_with_bf16_weights_measure_what_one_does(make: Make, tmp_path: Path) -> None:
+    how = {**BF16, **OFFLOAD, "optimizer": "sgd", "learning_rate": 0.1, "logging_steps": 1}
+    alone = make("prior", tmp_path / "alone", **how, train_batch_size=4)
+    train_config(alone)
+    jobs = {"pair": {**_given(alone), "stage": "prior", "output_dir": str(tmp_path / "pair"), "train_batch_size": 2}}
+    assert together(tmp_path / "jobs", jobs) == {"pair": {"step": 4}}
+    for one, other in zip(updates(tmp_path / "pair"), updates(tmp_path / "alone"), strict=True):
+        assert one == pytest.approx(other, rel=0.02)
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """The options that are not at their defaults."""
+    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
