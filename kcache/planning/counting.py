@@ -36,16 +36,23 @@ class Segment:
 
 def count(
     model: nn.Module, run: Callable[[], Any], is_checkpointed: Callable[[str], bool], autocast: bool
-) -> tuple[list[Segment], int]:
-    """The segments of one call of ``run``, which runs ``model`` on fake tensors, and the operations that it takes.
+) -> list[Segment]:
+    """The segments of one call of ``run``, which runs ``model`` on fake tensors.
 
-    ``is_checkpointed`` says it of a module by its name. Operations: two for a multiply-add, in forward alone.
+    ``is_checkpointed`` says of a module by its name whether ``--gradient-checkpointing`` runs it again.
     """
     recorder = _Recorder(model, is_checkpointed)
-    flops = FlopCounterMode(display=False, custom_mapping={_ATTENTION: _attention_flops})
-    with recorder.recording(), flops, norms_in_fp32(model, autocast), torch.autocast("cpu", enabled=autocast):
+    with recorder.recording(), norms_in_fp32(model, autocast), torch.autocast("cpu", enabled=autocast):
         run()
-    return recorder.segments, flops.get_total_flops()
+    return recorder.segments
+
+
+def count_operations(run: Callable[[], Any]) -> int:
+    """Of one call of ``run`` on fake tensors: two for a multiply-add."""
+    flops = FlopCounterMode(display=False, custom_mapping={_ATTENTION: _attention_flops})
+    with flops, torch.no_grad():
+        run()
+    return flops.get_total_flops()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from kcache.training.lora import add_lora
 from kcache.training.precision import STATISTICS, apply_dtypes
 from kcache.training.trimming import run_prior
 
-from .counting import Segment, count
+from .counting import Segment, count, count_operations
 
 Config = PriorConfig | DecoderConfig
 
@@ -59,16 +59,15 @@ def count_pass(config: Config, subject: Subject, autocast: bool) -> Pass:
     with FakeTensorMode():
         give_memory(model)
         is_checkpointed = _checkpointed(isinstance(config, PriorConfig))
-        (one, flops), (two, _) = (
-            count(model, run_of(model, subject, batch), is_checkpointed, autocast) for batch in (2, 3)
-        )
-        each = [_combined(a, b, lambda a, b: b - a) for a, b in zip(one, two, strict=True)]
-        none = [_combined(a, b, lambda a, b: a - 2 * b) for a, b in zip(one, each, strict=True)]
+        flops = count_operations(run_of(model, subject, 1))
+        two, three = (count(model, run_of(model, subject, batch), is_checkpointed, autocast) for batch in (2, 3))
+        each = [_combined(a, b, lambda a, b: b - a) for a, b in zip(two, three, strict=True)]
+        none = [_combined(a, b, lambda a, b: a - 2 * b) for a, b in zip(two, each, strict=True)]
         trained = [p for p in model.parameters() if p.requires_grad]
         return Pass(
             none,
             each,
-            flops // 2,
+            flops,
             weights=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
             frozen=sum(p.nbytes for p in model.parameters() if not p.requires_grad),
             trained=sum(p.numel() for p in trained),
