@@ -37,7 +37,7 @@ SMALL = {
         "attention_head_dim": 32,
         "cross_attention_dim": 192,
         "encoder_hid_dim": 320,
-        "layers_per_block": 2,
+        "layers_per_block": 1,
     },
 }
 ARCHITECTURES = {"tiny": SMALL, "full": {"prior": PRIOR, "decoder": UNET}}
