@@ -22,6 +22,7 @@ from kcache.shards import Cache, UsageError
 from kcache.training import painter
 from kcache.training.checkpointing import load_tensors
 from kcache.training.checks import check_config
+from kcache.training.config import DecoderConfig
 from kcache.training.low_memory import (
     FULL,
     LORA,
@@ -178,7 +179,7 @@ def _precision_may_change() -> Iterator[None]:
 
 RUNS = {
     "low": LOW,
-    "low-offloaded": {**LOW, **OFFLOAD},
+    "low-offloaded": {**LOW, **OFFLOAD, "channels_last": True},
     "in-backward": IN_BACKWARD,
     "offloaded": {**OFFLOAD, "gradient_accumulation_steps": 2},
     "bf16": {**BF16, "mixed_precision": "bf16", "use_ema": True},
@@ -190,7 +191,9 @@ RUNS = {
 @pytest.mark.parametrize("stage", ["prior", "decoder"])
 @pytest.mark.parametrize("how", RUNS)
 def test_a_run_that_is_gone_on_with_ends_with_the_same_bits(make: Make, tmp_path: Path, stage: str, how: str) -> None:
-    changes = RUNS[how]
+    changes = dict(RUNS[how])
+    if stage == "prior":
+        changes.pop("channels_last", None)
     train_config(make(stage, tmp_path / "straight", **changes))
     out = tmp_path / "out"
     train_config(make(stage, out, **{**changes, "max_train_steps": 2}))
@@ -319,6 +322,8 @@ def test_what_the_launcher_chose_is_refused_as_well() -> None:
     for given in (BF16, IN_BACKWARD, OFFLOAD, {"lora": True, "base_dtype": "bf16"}):
         with pytest.raises(UsageError, match="does not work with weights sharded by FSDP"):
             refuse_sharding(options(**given))
+    with pytest.raises(UsageError, match="--channels-last does not work with weights sharded by FSDP"):
+        refuse_sharding(DecoderConfig(cache="", output_dir="", channels_last=True))
     refuse_processes(options(**BF16, **OFFLOAD), 2)
     refuse_sharding(options())
 

@@ -125,3 +125,4 @@ class DecoderConfig(TrainConfig):
 
     resolution: int = 512
     buckets: bool = False
+    channels_last: bool = False

@@ -4,7 +4,7 @@ from typing import Any
 
 from kcache.shards import UsageError
 
-from .config import TrainConfig
+from .config import DecoderConfig, TrainConfig
 from .optimizers import is_one_by_one, optimizer_name
 from .precision import held_in_bf16
 
@@ -84,10 +84,11 @@ def refuse_sharding(config: TrainConfig) -> None:
         "--base-dtype bf16": config.base_dtype == "bf16",
         "--update-in-backward": config.update_in_backward,
         "--offload-optimizer": config.offload_optimizer,
+        "--channels-last": isinstance(config, DecoderConfig) and config.channels_last,
     }
     if asked := [option for option, is_given in given.items() if is_given]:
         raise UsageError(
-            f"{asked[0]} does not work with weights sharded by FSDP, which saves memory in its own way;"
+            f"{asked[0]} does not work with weights sharded by FSDP, which cuts them as it finds them;"
             " leave it out, or train without FSDP"
         )
 

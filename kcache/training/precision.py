@@ -19,15 +19,21 @@ def held_in_bf16(config: TrainConfig) -> bool:
 def apply_dtypes(model: nn.Module, config: TrainConfig) -> None:
     """Hold in bf16 what ``config`` says, and let the model compute in it. To be called when the weights are loaded.
 
-    Of a LoRA the adapters stay in fp32. Inputs of the model are cast by a hook, so that whoever calls it, in training
-    or validation, need not know.
+    Of a LoRA the adapters stay in fp32. Inputs of the model, and of its parts where these are called by themselves, are
+    cast by hooks, so that whoever calls them need not know.
     """
     if not held_in_bf16(config):
         return
     for name, parameter in model.named_parameters():
         if name not in STATISTICS and not (config.lora and parameter.requires_grad):
             parameter.data = parameter.data.to(torch.bfloat16)
-    model.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+    parts = [part for child in model.children() for part in (child.children() if _is_list(child) else [child])]
+    for module in (model, *parts):
+        module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList)
 
 
 def _cast_inputs(_model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
