@@ -54,6 +54,12 @@ class Bytes(click.ParamType[int]):
     metavar="N",
     help="Of the captions of a batch at most.  [default: those of the longest]",
 )
+@click.option(
+    "--draws-per-sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of noise for each caption of the prior, as in 'kcache train prior'.  [default: 1]",
+)
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Of a LoRA.  [default: 4]")
 @click.option(
     "--utilisation",

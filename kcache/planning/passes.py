@@ -25,6 +25,8 @@ class Subject:
     architecture: Mapping[str, Any]
     tokens: int = 77
     """Of the prior: text positions that a batch has."""
+    draws: int = 1
+    """Of the prior: noise draws that share a caption's text, each with three tokens of its own."""
     latents: tuple[int, int] = (64, 64)
     """Of the decoder: height and width."""
 
@@ -80,8 +82,11 @@ def make_model(config: Config, subject: Subject) -> Any:
     from diffusers import PriorTransformer, UNet2DConditionModel
 
     kind = PriorTransformer if isinstance(config, PriorConfig) else UNet2DConditionModel
+    architecture = {name: value for name, value in subject.architecture.items() if not name.startswith("_")}
+    if isinstance(config, PriorConfig):
+        architecture["num_embeddings"] = max(architecture["num_embeddings"], _positions(subject))
     with torch.device("meta"):
-        model = kind(**{name: value for name, value in subject.architecture.items() if not name.startswith("_")})
+        model = kind(**architecture)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in STATISTICS)
         if config.lora:
@@ -105,13 +110,18 @@ def run_of(model: Any, subject: Subject, batch: int) -> Callable[[], Any]:
     timesteps_B = torch.zeros(batch, dtype=torch.long)
     if "embedding_dim" in model.config and "num_embeddings" in model.config:
         width, text = model.config.clip_embed_dim or model.config.embedding_dim, model.config.embedding_dim
-        embeds_BD, hidden_BLD = torch.zeros(batch, width), torch.zeros(batch, subject.tokens, text)
+        embeds_BD, hidden_BLD = torch.zeros(batch, width), torch.zeros(batch, _positions(subject), text)
         text_BD = torch.zeros(batch, model.config.embedding_proj_dim or text)
-        lengths_B = torch.full((batch,), subject.tokens)
+        lengths_B = torch.full((batch,), _positions(subject))
         return lambda: (run_prior(model, embeds_BD, timesteps_B, text_BD, hidden_BLD, lengths_B).float() ** 2).mean()
     noisy_BCHW = torch.zeros(batch, model.config.in_channels, *subject.latents)
     condition = {"image_embeds": torch.zeros(batch, model.config.encoder_hid_dim)}
     return lambda: (model(noisy_BCHW, timesteps_B, None, added_cond_kwargs=condition).sample.float() ** 2).mean()
+
+
+def _positions(subject: Subject) -> int:
+    """Text positions of a pass that has as many tokens as the captions with all their draws."""
+    return subject.tokens + 3 * (subject.draws - 1)
 
 
 def _checkpointed(is_prior: bool) -> Callable[[str], bool]:

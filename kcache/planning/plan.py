@@ -38,6 +38,7 @@ class PlanConfig:
     train_batch_size: int | None = None
     resolution: int | None = None
     tokens: int | None = None
+    draws_per_sample: int = 1
     rank: int = 4
     utilisation: float | None = None
     caption_column: str | None = None
@@ -194,7 +195,7 @@ class _Finder:
     def _subject(self, stage: str) -> Subject:
         side = self._resolution // 8 if self.source.resolutions else 0
         tokens = trimmed_length(self.config.tokens or self.source.tokens or 1, self.shapes["prior"]["num_embeddings"])
-        return Subject(self.shapes[stage], tokens, (side, side))
+        return Subject(self.shapes[stage], tokens, self.config.draws_per_sample, (side, side))
 
     def _command(self, stage: str, config: Any, rung: _Rung, batch: int) -> str:
         cache = self.source.path if self.source.encoded else "cache"
@@ -203,6 +204,8 @@ class _Finder:
         words = [f"kcache train {stage} {shlex.quote(cache)} --output-dir my-{'lora' if config.lora else stage}"]
         words += ["--lora"] * config.lora + [f"--rank {config.rank}"] * (config.lora and config.rank != 4)
         words += [f"--resolution {config.resolution}"] * (stage == "decoder")
+        if stage == "prior" and self.config.draws_per_sample > 1:
+            words.append(f"--draws-per-sample {self.config.draws_per_sample}")
         words += [f"--train-batch-size {batch}", *rung.words]
         if given not in (PRIOR, DECODER):
             words.append(f"--{name.replace('_', '-')} {shlex.quote(given)}")
