@@ -175,7 +175,7 @@ _OPTIONS = [
         "--mixed-precision",
         type=Choice(["no", "fp16", "bf16"]),
         metavar="DTYPE",
-        help="no, fp16 or bf16, for forward and backward; the weights stay fp32.  [default: as accelerate is"
+        help="no, fp16 or bf16, for forward and backward; the weights stay as they are.  [default: as accelerate is"
         " configured]",
     ),
     device("--allow-tf32", is_flag=True, default=None, help="Faster fp32 matrix products on Ampere and later."),

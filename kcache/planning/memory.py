@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from kcache.training.config import DecoderConfig, PriorConfig
+from kcache.training.ema import PART
 from kcache.training.optimizers import is_one_by_one
 
 from .counting import Segment
@@ -43,7 +44,7 @@ def memory(config: Config, counted: Pass, batch: int, *, autocast: bool) -> Memo
         forward,
         _backward(config, segments, kept, size),
         gradients + round(_update(config, size) * counted.largest),
-        4 * counted.trained if config.use_ema else 0,  # what the average takes in, as one list of tensors
+        4 * min(counted.trained, max(PART, counted.largest)) if config.use_ema else 0,  # what the average takes in
     ]
     return Memory(counted.weights, states, average, gradients, forward, held + max(peaks))
 

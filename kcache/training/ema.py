@@ -11,6 +11,9 @@ from kcache.shards import KcacheError
 
 from .sharding import cut, joined, local
 
+PART = 2**26
+"""Numbers that are averaged in one call, which holds as many differences besides."""
+
 
 class Ema:
     """The average of some parameters over the updates, newer ones counting more.
@@ -27,10 +30,15 @@ class Ema:
         self._average: Any = EMAModel(self._local(), decay=decay, foreach=True)
         if any(parameter.dtype == torch.bfloat16 for parameter in self._parameters):
             self._average.to(dtype=torch.float32)
+        self._parts = _parts([parameter.numel() for parameter in self._parameters])
 
     def step(self) -> None:
-        """Take in the weights after an update. Nothing is read from the device."""
-        self._average.step(self._local())
+        """Take in the weights after an update, part by part. Nothing is read from the device."""
+        parameters, averages, updates = self._local(), self._average.shadow_params, self._average.optimization_step
+        for some in self._parts:
+            self._average.shadow_params, self._average.optimization_step = averages[some], updates
+            self._average.step(parameters[some])
+        self._average.shadow_params = averages
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -71,3 +79,14 @@ class Ema:
 def _dtype_for(parameter: nn.Parameter) -> torch.dtype:
     """What the average of a parameter is kept in."""
     return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
+
+
+def _parts(sizes: Sequence[int]) -> list[slice]:
+    """Neighbouring tensors that have up to `PART` numbers together, or one that has more."""
+    parts, first, total = [], 0, 0
+    for number, size in enumerate(sizes):
+        if number > first and total + size > PART:
+            parts.append(slice(first, number))
+            first, total = number, 0
+        total += size
+    return [*parts, slice(first, len(sizes))]
