@@ -110,7 +110,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--stage", choices=["prior", "decoder"], action="append")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts with one of these in their name")
     chosen = parser.parse_args()
+    parts = {name for name in PARTS if any(word in name for word in chosen.only)}
+    chosen.parts = parts | {AGAINST[name] for name in parts}
     logging.disable(logging.WARNING)
     data = files("kcache") / "data"
     with (
@@ -129,6 +132,8 @@ def compare(stage: str, cache: Path, models: Path, folder: Path, chosen: Any) ->
     """A row for each part; the last cell is the fall of the loss over that of its reference, seed by seed."""
     falls: dict[str, list[float]] = {}
     for name, options in PARTS.items():
+        if name not in chosen.parts:
+            continue
         if options.get("optimizer") == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
             print(f"| {name} | bitsandbytes is not installed | | |")
             continue
