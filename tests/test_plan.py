@@ -121,6 +121,20 @@ def test_this_machine_is_measured() -> None:
 
 def test_a_source_that_cannot_be_planned_for_is_named(whole: Path, dataset: Path, checkpoints: list[str]) -> None:
     assert "has hidden_states of 16 and" in refused(kcache("plan", whole, "--vram=8GB"))
-    assert "has no latents of 48 px (it has: 32)" in refused(kcache("plan", whole, "--resolution=48", *checkpoints))
+    assert "has no latents of 48 px (it has: 32)" in refused(
+        kcache("plan", whole, "--vram=8GB", "--resolution=48", *checkpoints)
+    )
     assert "has no sample that could be encoded" in refused(kcache("plan", dataset, "--vram=8GB", *checkpoints))
     assert "is no size such as 8GB" in kcache("plan", whole, "--vram=big").stderr
+
+
+def test_a_gpu_is_asked_for_where_there_is_none(
+    whole: Path, checkpoints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "say what to plan for, such as --vram 8GB" in refused(kcache("plan", whole, *checkpoints), code=2)
+
+
+def test_the_help_names_every_device() -> None:
+    said = " ".join(kcache("plan", "--help").stdout.split())
+    assert f"{', '.join(DEVICES)}, or here" in said

@@ -110,7 +110,7 @@ def plan(config: PlanConfig) -> Plan:
     KcacheError where the source is neither, or does not fit the checkpoints.
     """
     speed = find_speed(config.device) if config.device else None
-    vram = config.vram or (speed.memory if speed else memory_here())
+    vram = config.vram or (speed.memory if speed else _gpu_here())
     utilisation = config.utilisation or (UTILISATION_OF_MEASURED if config.device == HERE else UTILISATION)
     shapes = {
         "prior": _architecture(config.pretrained_prior_model_name_or_path, "prior"),
@@ -210,6 +210,14 @@ class _Finder:
         if given not in (PRIOR, DECODER):
             words.append(f"--{name.replace('_', '-')} {shlex.quote(given)}")
         return " ".join(words)
+
+
+def _gpu_here() -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("this machine has no CUDA GPU; say what to plan for, such as --vram 8GB or --device rtx-3090")
+    return memory_here()
 
 
 def _architecture(name: str, stage: str) -> Mapping[str, Any]:
