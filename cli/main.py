@@ -17,6 +17,7 @@ COMMANDS = {
     "diff": ("kcache.cli.diff:diff", "Say in what two caches differ, and why."),
     "convert": ("kcache.cli.convert:convert", "Write a cache anew in files of another kind or size."),
     "merge": ("kcache.cli.merge:merge", "Write several caches with the same columns as one."),
+    "plan": ("kcache.cli.plan:plan", "Say what fits a GPU, with which options, and how long it takes."),
     "train": ("kcache.cli.train:train", "Train the prior or the decoder from a cache."),
     "generate": ("kcache.cli.generate:generate", "Make pictures from prompts with what was trained."),
     "export": ("kcache.cli.export:export", "Merge a LoRA, or write a whole pipeline, from what was trained."),

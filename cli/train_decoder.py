@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from kcache.cli.reference_options import TrainCommand
-from kcache.cli.train_options import make_train_config, samples, train_options
+from kcache.cli.train_options import device, make_train_config, samples, train_options
 from kcache.cli.train_summary import print_report
 
 
@@ -17,6 +17,12 @@ from kcache.cli.train_summary import print_report
     is_flag=True,
     default=None,
     help="Train on each picture's own aspect ratio, every update on one shape; encode with --buckets for it.",
+)
+@device(
+    "--channels-last",
+    is_flag=True,
+    default=None,
+    help="Lay pictures out as tensor cores read them; on some GPUs convolutions are quicker so.",
 )
 @train_options
 def decoder(**options: Any) -> int:

@@ -160,7 +160,11 @@ _OPTIONS = [
     update("--adam-beta2", type=share, help="Decay of the mean of their squares.  [default: 0.999]"),
     update("--adam-weight-decay", type=click.FloatRange(min=0), help="Weight decay.  [default: 0]"),
     update("--adam-epsilon", type=click.FloatRange(min=0), help="Keeps AdamW from dividing by 0.  [default: 1e-8]"),
-    update("--max-grad-norm", type=above_zero, help="Longer gradients are scaled down to this.  [default: 1]"),
+    update(
+        "--max-grad-norm",
+        type=click.FloatRange(min=0),
+        help="Longer gradients are scaled down to this; 0: they are not.  [default: 1]",
+    ),
     update("--snr-gamma", type=above_zero, help="Weigh the loss by Min-SNR; 5.0 is usual.  [default: off]"),
     update("--use-ema", is_flag=True, default=None, help="Keep a moving average of the weights; it is the result."),
     update(
@@ -181,11 +185,45 @@ _OPTIONS = [
         "--mixed-precision",
         type=Choice(["no", "fp16", "bf16"]),
         metavar="DTYPE",
-        help="no, fp16 or bf16, for forward and backward; the weights stay fp32.  [default: as accelerate is"
+        help="no, fp16 or bf16, for forward and backward; the weights stay as they are.  [default: as accelerate is"
         " configured]",
     ),
     device("--allow-tf32", is_flag=True, default=None, help="Faster fp32 matrix products on Ampere and later."),
+    device(
+        "--low-memory",
+        is_flag=True,
+        default=None,
+        help="Short for --weights-dtype bf16 --optimizer adamw8bit --update-in-backward --max-grad-norm 0"
+        " --gradient-checkpointing; with --lora for --base-dtype bf16 --gradient-checkpointing. Any of them may be"
+        " given otherwise.",
+    ),
     device("--gradient-checkpointing", is_flag=True, default=None, help="Less memory for activations, a slower step."),
+    device(
+        "--weights-dtype",
+        type=Choice(["fp32", "bf16"]),
+        metavar="DTYPE",
+        help="What the trained component is held, computed and saved in; bf16 is updated with stochastic rounding."
+        "  [default: fp32]",
+    ),
+    device(
+        "--base-dtype",
+        type=Choice(["fp32", "bf16"]),
+        metavar="DTYPE",
+        help="What the frozen weights beside a LoRA are held in.  [default: fp32]",
+    ),
+    device(
+        "--update-in-backward",
+        is_flag=True,
+        default=None,
+        help="Update each weight as soon as its gradient is known, and keep none: with --max-grad-norm 0, one batch per"
+        " update, one GPU.",
+    ),
+    device(
+        "--offload-optimizer",
+        is_flag=True,
+        default=None,
+        help="Keep the optimizer's states in the machine's memory; each visits the GPU for its update.",
+    ),
     device(
         "--enable-xformers-memory-efficient-attention",
         is_flag=True,
@@ -265,9 +303,13 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_train_config(config: type[Config], options: dict[str, Any]) -> Config:
-    """The frozen options of a run. ``--validation-prompt`` is one more of ``--validation-prompts``."""
+    """The frozen options of a run: ``--validation-prompt`` is one more of them, ``--low-memory`` short for some."""
     if (prompt := options.pop("validation_prompt")) is not None:
         options["validation_prompts"] = (*options["validation_prompts"], prompt)
+    if options.pop("low_memory"):
+        from kcache.training.low_memory import with_low_memory
+
+        options = with_low_memory(options)
     if not options["lora_targets"]:
         options["lora_targets"] = None  # the default
     return make_config(config, options)

@@ -7,6 +7,7 @@ from small_run import equal, from_disk, make_model, train, weights
 from torch import nn
 
 from kcache.shards import KcacheError
+from kcache.training import ema as module
 from kcache.training.ema import Ema
 
 UPDATES = 8
@@ -17,6 +18,16 @@ def trained_with(decay: float, updates: int = UPDATES) -> tuple[nn.Module, torch
     optimizer, ema = torch.optim.SGD(model.parameters(), 0.5), Ema(list(model.parameters()), decay)
     train(model, optimizer, 0, updates, ema.step)
     return model, optimizer, ema
+
+
+def test_an_average_that_is_taken_in_part_by_part_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_model, _, at_once = trained_with(0.9999)
+    monkeypatch.setattr(module, "PART", 100)
+    model, _, in_parts = trained_with(0.9999)
+    assert len(in_parts._parts) == 4
+    assert len(at_once._parts) == 1
+    assert equal(averages(model, in_parts), averages(whole_model, at_once))
+    assert in_parts.state_dict()["updates"] == UPDATES
 
 
 def averages(model: nn.Module, ema: Ema) -> list[torch.Tensor]:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from lora_support import SUBFOLDERS, batch_of, loss_of, tiny_model
+from support import relative_distance
 
 from kcache.shards import UsageError
 from kcache.training import memory
-from kcache.training.config import TrainConfig
+from kcache.training.config import DecoderConfig, TrainConfig
 from kcache.training.memory import apply_memory_options
 from kcache.training.weights import make_weights
 
@@ -112,3 +113,19 @@ def test_xformers_is_asked_of_diffusers_where_there_is_a_gpu(
     monkeypatch.setattr(decoder, "enable_xformers_memory_efficient_attention", lambda: asked.append(True))
     apply_memory_options(decoder, XFORMERS)
     assert asked == [True]
+
+
+def test_channels_last_learns_the_same_and_saves_the_usual_layout(tiny_decoder: Path, tmp_path: Path) -> None:
+    config = DecoderConfig(cache="", output_dir="", channels_last=True)
+    plain, other = (tiny_model("decoder", tiny_decoder, tiny_decoder) for _ in range(2))
+    apply_memory_options(other, config)
+    assert other.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    batch = batch_of("decoder")
+    (loss, expected), (same, gradient) = gradients(plain, "decoder", batch), gradients(other, "decoder", batch)
+    torch.testing.assert_close(same, loss)
+    assert relative_distance(gradient.values(), expected.values()) < 1e-5
+    make_weights(config, "unet").save(other, tmp_path)
+    saved = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert saved.read_bytes() == (tiny_decoder / "unet" / saved.name).read_bytes()
+    make_weights(config, "unet").load(other, tmp_path)
+    assert other.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from .checkpointing import TrainState, load_tensors
 from .config import TrainConfig
 from .ema import Ema
 from .loop import Geometry, Loop, Objective
+from .one_by_one import OneByOne
 from .optimizers import make_optimizer, optimizer_state, restore_optimizer, weights_for_use
 from .schedules import make_schedule
 from .sharding import whole
@@ -30,7 +31,7 @@ def make_loop(
 ) -> Loop:
     """The loop of a run in ``state``: optimizer, average and gradient scaler as new, or as ``resumed`` left them."""
     trained = [p for p in stage.model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(config, trained, accelerator.device)
+    optimizer = made = make_optimizer(config, trained, accelerator.device, state.seed, state.step)
     # FSDP alone gets no autocast from accelerate: see `engine`.
     autocast = accelerator.autocast if accelerator.is_fsdp2 else nullcontext
     objective, optimizer = accelerator.prepare(Objective(stage, config.snr_gamma, autocast).train(), optimizer)
@@ -49,6 +50,7 @@ def make_loop(
         has_dropout=any(isinstance(m, nn.Dropout) and m.p > 0 for m in stage.model.modules()),
         seed=state.seed,
         ema=ema,
+        in_backward=made if config.update_in_backward and isinstance(made, OneByOne) else None,
     )
 
 

@@ -9,6 +9,7 @@ from kcache.shards import UsageError
 from .chosen import check_selection
 from .compiling import check_compile
 from .config import DecoderConfig, PriorConfig, TrainConfig
+from .low_memory import check_low_memory
 from .memory import check_memory_options
 from .optimizers import optimizer_arguments
 from .schedules import check_schedule
@@ -16,6 +17,7 @@ from .trackers import log_with, refuse_token
 
 _NEED = (
     (("rank", "lora_alpha", "lora_dropout", "lora_targets", "use_dora"), ("lora",)),
+    (("base_dtype",), ("lora",)),
     (("ema_decay",), ("use_ema",)),
     (("loss_weight",), ("mix",)),
     (("validation_samples", "early_stopping"), ("validation_split",)),
@@ -90,6 +92,7 @@ _CHECKS: Sequence[Check] = (
     check_schedule,
     check_memory_options,
     check_compile,
+    check_low_memory,
     check_selection,
     _check_trackers,
     _check_optimizer,  # last, as it imports packages

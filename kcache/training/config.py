@@ -50,7 +50,7 @@ class TrainConfig:
     max_train_steps: int | None = None  # as many as the epochs need
     gradient_accumulation_steps: int = 1
     snr_gamma: float | None = None  # no weighting
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # 0: gradients are not scaled down
     optimizer: str = "adamw"
     optimizer_args: tuple[str, ...] = ()  # NAME=VALUE, of the optimizer's own
     use_8bit_adam: bool = False
@@ -79,6 +79,10 @@ class TrainConfig:
     mixed_precision: str | None = None  # accelerate's configuration
     allow_tf32: bool = False
     gradient_checkpointing: bool = False
+    weights_dtype: str = "fp32"  # of a whole component; bf16 is updated with stochastic rounding
+    base_dtype: str = "fp32"  # of what a LoRA is trained on
+    update_in_backward: bool = False
+    offload_optimizer: bool = False
     enable_xformers_memory_efficient_attention: bool = False
 
     # Validation
@@ -127,3 +131,4 @@ class DecoderConfig(TrainConfig):
 
     resolution: int = 512
     buckets: bool = False
+    channels_last: bool = False

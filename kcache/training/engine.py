@@ -8,6 +8,7 @@ from kcache.devices import default_device
 from kcache.shards import KcacheError, UsageError
 
 from .config import DecoderConfig, PriorConfig
+from .low_memory import refuse_fp16, refuse_processes, refuse_sharding
 from .optimizers import optimizer_name
 from .trackers import log_with
 
@@ -40,6 +41,9 @@ def make_accelerator(config: PriorConfig | DecoderConfig) -> Any:
             f"fp16 needs a GPU and this is {accelerator.device.type}, where accelerate would train in fp32 without"
             " a word; give --mixed-precision bf16 or no"
         )
+    if accelerator.mixed_precision == "fp16":
+        refuse_fp16(config)
+    refuse_processes(config, accelerator.num_processes)
     if _asked_for("FSDP"):
         check_fsdp(accelerator, config)
     return accelerator
@@ -79,6 +83,7 @@ def check_fsdp(accelerator: Any, config: PriorConfig | DecoderConfig) -> None:
             f"--optimizer {name} does not work with weights sharded by FSDP; give one of"
             f" {', '.join(SHARDED_OPTIMIZERS)}, or train without FSDP"
         )
+    refuse_sharding(config)
     if config.validation_prompts:
         raise UsageError(
             "--validation-prompts draws in one process, which has no whole model under FSDP; leave it out, and see"

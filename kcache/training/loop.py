@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import math
 import sys
 import time
 import zlib
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .ema import Ema
 from .mixture import Order
 from .objectives import Batch
+from .one_by_one import OneByOne
 from .overflow import Watch
 from .sharding import units, whole_number
 from .sources import MicroBatch
@@ -118,6 +120,8 @@ class Loop:
     has_dropout: bool
     seed: int
     ema: Ema | None = None
+    in_backward: OneByOne | None = None
+    """The optimizer where it updates in backward, and no gradient is left to be looked at."""
 
     def run(self, batches: Iterator[Batch], first_step: int, stop_step: int, after: "After") -> int:
         """Train from update ``first_step`` to ``stop_step`` or until `After.stop` says so; returns where it stopped."""
@@ -133,7 +137,7 @@ class Loop:
                     loss = self.objective(next(waiting))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
-                        norm = whole_number(accelerator.clip_grad_norm_(parameters, self.max_grad_norm))
+                        norm = self._limit_norm(parameters)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                 total += loss.detach()
@@ -156,6 +160,12 @@ class Loop:
             if after.stop(done):
                 return done
         return stop_step
+
+    def _limit_norm(self, parameters: list[nn.Parameter]) -> Tensor:
+        """The norm of all gradients, which are scaled down to ``max_grad_norm`` where it is longer."""
+        if self.in_backward:
+            return self.in_backward.norm()
+        return whole_number(self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm or math.inf))
 
     def _seed_dropout(self, step: int, micro: int) -> None:
         """Models of Kandinsky 2.2 have no dropout; where one does, its masks are keyed as every other draw is."""

@@ -1,16 +1,17 @@
-"""Less memory for the same update: activations computed again in the backward pass, and attention of xformers."""
+"""Less memory or time for the same update: activations computed again, attention of xformers, channels last."""
 
 import importlib.util
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch.utils.checkpoint import checkpoint
 
 from kcache.devices import default_device
 from kcache.shards import UsageError
 
-from .config import PriorConfig, TrainConfig
+from .config import DecoderConfig, PriorConfig, TrainConfig
 
 
 def check_memory_options(config: TrainConfig) -> None:
@@ -20,7 +21,7 @@ def check_memory_options(config: TrainConfig) -> None:
 
 
 def apply_memory_options(model: Any, config: TrainConfig) -> None:
-    """What ``--gradient-checkpointing`` and ``--enable-xformers-memory-efficient-attention`` ask for.
+    """What ``--gradient-checkpointing``, ``--channels-last`` and xformers' option ask for.
 
     Before or after a LoRA is put into ``model``. UsageError where the model, this installation or this machine cannot.
     """
@@ -32,6 +33,19 @@ def apply_memory_options(model: Any, config: TrainConfig) -> None:
         model.enable_xformers_memory_efficient_attention()
     if config.gradient_checkpointing:
         _checkpoint_blocks(model.transformer_blocks) if is_prior else model.enable_gradient_checkpointing()
+    if isinstance(config, DecoderConfig) and config.channels_last:
+        _lay_channels_last(model)
+
+
+def _lay_channels_last(model: Any) -> None:
+    """Convolutions' weights, and so all pictures that they see, in memory with the channels of a pixel side by side.
+
+    What is saved has the usual layout, which safetensors asks for.
+    """
+    model.to(memory_format=torch.channels_last)
+    model.register_state_dict_post_hook(
+        lambda _model, state, _prefix, _local: state.update({n: t.cpu().contiguous() for n, t in state.items()})
+    )
 
 
 def _checkpoint_blocks(blocks: Iterable[Any]) -> None:

@@ -16,6 +16,7 @@ from kcache.progress import logger
 from kcache.shards import KcacheError, UsageError
 
 from .config import TrainConfig
+from .one_by_one import Manner, OneByOne
 from .optimizer_args import did_you_mean, parse_args
 from .sharding import cut_optimizer_state
 
@@ -65,6 +66,11 @@ def optimizer_name(config: TrainConfig) -> str:
     return "adamw8bit"
 
 
+def is_one_by_one(config: TrainConfig) -> bool:
+    """Whether one parameter is updated after the other, which bf16 weights, offloading and in backward need."""
+    return config.weights_dtype == "bf16" or config.offload_optimizer or config.update_in_backward
+
+
 def optimizer_arguments(config: TrainConfig) -> dict[str, Any]:
     """What the optimizer's class is made with, beside the parameters.
 
@@ -85,9 +91,12 @@ def optimizer_arguments(config: TrainConfig) -> dict[str, Any]:
 
 
 def make_optimizer(
-    config: TrainConfig, parameters: Iterable[nn.Parameter], device: torch.device
+    config: TrainConfig, parameters: Iterable[nn.Parameter], device: torch.device, seed: int = 0, updates: int = 0
 ) -> torch.optim.Optimizer:
-    """The optimizer that ``config`` asks for, ready to train ``parameters``. Errors as in `optimizer_arguments`."""
+    """The optimizer that ``config`` asks for, ready to train ``parameters``. Errors as in `optimizer_arguments`.
+
+    ``seed`` and the ``updates`` done so far key the draws by which weights in bf16 are rounded.
+    """
     name, arguments = optimizer_name(config), optimizer_arguments(config)
     if name == "prodigy" and config.learning_rate < 0.1:
         logger.warning(
@@ -97,9 +106,16 @@ def make_optimizer(
     # One kernel for all parameters. On the CPU it rounds otherwise than the plain update that the reference does.
     if name == "adamw" and device.type == "cuda" and not arguments.keys() & {"fused", "foreach", "differentiable"}:
         arguments["fused"] = True
-    try:
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         with contextlib.redirect_stdout(io.StringIO()):  # Prodigy prints; what a command prints is its result
-            optimizer: torch.optim.Optimizer = OPTIMIZERS[name].load()(parameters, **arguments)
+            return OPTIMIZERS[name].load()(parameters, **arguments)
+
+    try:
+        if is_one_by_one(config):
+            manner = Manner(device, config.offload_optimizer, config.update_in_backward, seed, updates)
+            return OneByOne(make, parameters, manner)
+        optimizer = make(parameters)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         shown = ", ".join(f"{argument}={value}" for argument, value in arguments.items())
         raise UsageError(f"--optimizer {name} cannot be made with {shown}: {error}; change what it names") from error
@@ -135,7 +151,7 @@ def restore_optimizer(optimizer: Any, state: dict[str, Any], config: TrainConfig
             f"the checkpoint's optimizer has {had:,} parameters and this run trains {have:,};"
             " give the options that say what is trained as they were"
         )
-    asked = set(inspect.signature(type(inner)).parameters) - {"params"}
+    asked = set(inspect.signature(_class_of(inner)).parameters) - {"params"}
     groups = [
         old | {key: value for key, value in new.items() if key in asked} | {"lr": config.learning_rate}
         for old, new in zip(state["param_groups"], inner.param_groups, strict=True)
@@ -186,3 +202,8 @@ def _refuse_unfit(config: TrainConfig, name: str) -> None:
 def _inner(optimizer: Any) -> Any:
     """The optimizer itself, without what accelerate wrapped around it."""
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def _class_of(optimizer: Any) -> type:
+    """The class that knows the optimizer's options."""
+    return type(optimizer.inner if isinstance(optimizer, OneByOne) else optimizer)

@@ -23,6 +23,7 @@ from .memory import apply_memory_options
 from .metrics import Metrics
 from .mixture import Mixture, local_cache_of
 from .outcome import Outcome
+from .precision import apply_dtypes
 from .probe import probe_loss
 from .run_record import cache_record
 from .shapes import report_groups
@@ -92,6 +93,7 @@ class TrainingRun:
         if wants_compile(config):
             compile_blocks(stage.model)
         apply_memory_options(stage.model, config)
+        apply_dtypes(stage.model, config)
         self.source = stage.make_source(self.mixture.samples, seed)
         self.epoch = self.mixture.epoch(self.source)
         wanted = math.ceil(config.num_train_epochs * self.epoch / self.geometry.global_batch)

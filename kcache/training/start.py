@@ -17,6 +17,7 @@ from .checkpointing import TrainState, refuse_other
 from .chosen import selection_record
 from .config import TrainConfig
 from .loop import Geometry
+from .low_memory import refuse_accumulation
 from .mixture import Mixture
 from .stages import Stage
 from .windows import WindowSizes, kept_sizes, window_sizes
@@ -38,6 +39,7 @@ def make_geometry(config: TrainConfig, accelerator: Any, saved: TrainState | Non
             geometry.accumulation,
             kept.global_batch,
         )
+    refuse_accumulation(config, kept.accumulation)
     accelerator.gradient_accumulation_steps = kept.accumulation  # the environment may say otherwise
     return kept
 
