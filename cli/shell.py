@@ -113,18 +113,21 @@ def error_boundary(ctx: click.Context) -> Iterator[None]:
         if verbose:
             click.echo(traceback.format_exc(), err=True, nl=False)
         sentence, code, known = describe(error)
-        sentence += about_copies(sentence)
+        sentence = about_copies(sentence)
         advice = "" if known or verbose else "; run again with -v for the traceback"
         say(f"Error: {sentence}{advice}", err=True)
         ctx.exit(code)
 
 
 def about_copies(sentence: str) -> str:
-    """What to know of a path in a local cache: what is wrong with it may be wrong with the copy alone."""
+    """With what to know of a path in a local cache: what is wrong with it may be wrong with the copy alone."""
     from kcache.shards.mirror import folders
 
-    of = [name for folder, name in folders().items() if folder in sentence]
-    return f"; that is a copy of {of[0]}: if only the copy is at fault, remove it and run this again" if of else ""
+    for folder, name in folders().items():
+        if folder in sentence:
+            sentence = sentence.replace(f"'kcache verify {folder}", f"'kcache verify {name}")
+            return f"{sentence}; that is a copy of {name}: if only the copy is at fault, remove it and run this again"
+    return sentence
 
 
 def describe(error: Exception) -> tuple[str, int, bool]:

@@ -130,11 +130,11 @@ def _tell(cache: "Cache", result: "Verification", deep: bool) -> int:
         "" if deep else " (sizes and records; --deep reads all)"
     )
     if result.faults:
-        where = "" if cache.storage.is_local else "in a local copy "
-        copy = cache.name if cache.storage.is_local else "COPY"
+        repair = "kcache verify --repair --dataset DATASET"
+        how = f"run 'kcache verify {cache.name} --repair --dataset DATASET'" if cache.storage.is_local else ""
         say(
-            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or run {where}"
-            f"'kcache verify {copy} --repair --dataset DATASET', which encodes again exactly what is lost"
+            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or"
+            f" {how or cache.in_a_folder(repair)}, which encodes again exactly what is lost"
         )
         return 1
     say(f"No fault in {checked}.")

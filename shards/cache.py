@@ -71,13 +71,20 @@ class Cache:
         storage.require_put_if_absent(layout.ROOT_RECORD)
         return cls._of(storage)
 
+    def in_a_folder(self, command: str) -> str:
+        """How a command that needs a folder is run for a cache in a store."""
+        there, back = (
+            f"copy it with 'aws s3 sync {self.name} COPY'",
+            f"'aws s3 sync COPY {self.name} --exclude \"index/*\"'",
+        )
+        if not self.name.startswith("s3://"):
+            there, back = "copy it into a folder", "copy that back, without index/"
+        return f"{there}, run '{command}' with the copy, and {back} (docs/stores.md)"
+
     def require_local(self, what: str) -> None:
         """UsageError for a cache in a store, where ``what``, a command, cannot work."""
         if not self.storage.is_local:
-            raise UsageError(
-                f"{what} works in local folders and {self.name} is in a store; make a local copy of it, or"
-                f" 'kcache convert {self.name} FOLDER'"
-            )
+            raise UsageError(f"{what} works in local folders and {self.name} is in a store: {self.in_a_folder(what)}")
 
     def reopened(self) -> "Cache":
         """The same cache as it is now: what this object remembers of the plan may be old."""
@@ -245,13 +252,15 @@ class Cache:
 
     def require_file(self, commit: Commit) -> None:
         """DamageError where the file of a commit is not there or has another size than was committed."""
-        path, size = self.root / commit.file, self.storage.size(commit.file)
+        path: Path | str = self.root / commit.file
+        size = self.storage.size(commit.file)
         if size != commit.bytes:
             has = "is missing" if size is None else f"has {size:,} of {commit.bytes:,} bytes"
-            raise DamageError(
-                f"{path} {has}; copy it again, or have its rows encoded again with"
-                f" 'kcache verify {self.name} --repair --dataset DATASET'"
-            )
+            repair = f"'kcache verify {self.name} --repair --dataset DATASET'"
+            how = f"have its rows encoded again with {repair}"
+            if not self.storage.is_local:
+                path, how = f"{self.name}/{commit.file}", self.in_a_folder("kcache verify --repair --dataset DATASET")
+            raise DamageError(f"{path} {has}; copy it again, or {how}")
 
     def bring_samples(self) -> None:
         """Have the samples of all shards at hand: from a store many at once come faster than one after another."""
@@ -262,7 +271,14 @@ class Cache:
     def read_committed(self, reference: Mapping[str, Any]) -> bytes:
         """The bytes of a file that a record names with its size and sha256. DamageError where they are others."""
         self.storage.bring([reference])
-        return read_committed(self.root, reference)
+        try:
+            return read_committed(self.root, reference)
+        except DamageError:
+            if self.storage.is_local:
+                raise
+            (self.root / str(reference["file"])).unlink(missing_ok=True)  # the copy; the store may have it whole
+            self.storage.bring([reference])
+            return read_committed(self.root, reference)
 
     def commit_features(
         self,

@@ -72,9 +72,9 @@ class FsspecObjects:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, ImportError, ValueError):
             raise
-        except OSError as error:
+        except Exception as error:  # each package has classes of its own
             said = " ".join(str(error).split()).rstrip(".")
             raise CacheError(
                 f"{self.url} cannot be reached ({said}); see that its address and credentials are right"

@@ -55,14 +55,15 @@ class LocalCache:
                 (path / MARK).write_text(f"{identity}\n", "utf-8")
         except OSError as error:
             raise CacheError(
-                f"{self.folder} cannot be written to ({error.strerror}); name another folder with --local-cache"
+                f"{self.folder} cannot be written to ({error.strerror}); name another folder with --local-cache or"
+                " KCACHE_LOCAL_CACHE"
             ) from None
         return path
 
     def lock(self, *what: str) -> FileLock:
         """A lock among all processes of this machine; one of a few, so that no more files than these are made."""
         folder = self.folder / "locks"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         stripe = int(hashlib.sha256("/".join(what).encode()).hexdigest(), 16) % _STRIPES
         return FileLock(folder / (f"{stripe:02d}" if what else "room"))
 

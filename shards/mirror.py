@@ -131,6 +131,7 @@ class Mirror:
         if not _is_shard(file):
             self._fetch(file, nbytes, path, sha256)
             return
+        self.local.folder_of(self._objects.identity)  # marked anew where somebody deleted it meanwhile
         with self.local.lock(self.root.name, file):
             if not self._use(reference):  # another process may have fetched it meanwhile
                 with self.local.room(path, nbytes) as temporary:
@@ -172,7 +173,7 @@ class Mirror:
             raise self._full(error) from error
         if done != nbytes or (sha256 is not None and hashed.hexdigest() != sha256):
             what = f"has {done:,} bytes or more and not {nbytes:,}" if done != nbytes else "does not match its sha256"
-            raise DamageError(f"{self.name}/{file} {what}; run 'kcache verify {self.name}'")
+            raise DamageError(f"{self.name}/{file} {what}; run 'kcache verify {self.name} --deep'")
 
     def _full(self, error: OSError) -> Exception:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from .errors import UsageError
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.+)")
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)")
+_ALMOST = re.compile(r"(s3|gs|az|abfs|hf|https?):/?[^/].*")
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,18 @@ class Objects(Protocol):
 
 
 def is_url(name: Path | str) -> bool:
-    """Whether a cache is named by a URL and not by a folder."""
+    """Whether a cache is named by a URL and not by a folder. UsageError where it seems to be meant to."""
+    if isinstance(name, str) and _ALMOST.fullmatch(name):
+        scheme, rest = name.split(":", 1)
+        raise UsageError(
+            f"{name} looks like a URL that lacks a slash; write {scheme}://{rest.lstrip('/')}, or ./{name}"
+        )
     return isinstance(name, str) and _URL.fullmatch(name) is not None
 
 
 def open_objects(url: str) -> Objects:
     """The objects below a URL. UsageError where its package is not installed, or it names no place in a bucket."""
-    match = _URL.fullmatch(url.rstrip("/"))
+    match = _URL.fullmatch(url.rstrip("/") if not url.endswith("://") else url)
     if match is None:
         raise UsageError(f"{url} is no URL of an object store; give one such as s3://bucket/cache")
     if match[1] == "s3":

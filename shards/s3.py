@@ -1,5 +1,6 @@
 """Objects in an S3 bucket, or in a service that speaks its protocol and has conditional writes."""
 
+import logging
 import os
 import random
 import time
@@ -11,6 +12,7 @@ from typing import Any
 from .errors import CacheError, UsageError
 from .objects import StoredObject
 
+logger = logging.getLogger("kcache")
 _PIECE = 1 << 20
 _ATTEMPTS = 10
 """Attempts at one request; the pauses between them grow, to about a minute in all."""
@@ -31,6 +33,8 @@ class S3Objects:
             raise UsageError(
                 f"{url} names no folder in a bucket; give one such as s3://{self._bucket or 'bucket'}/cache"
             )
+        if not all(part.strip(".") for part in prefix.split("/")):
+            raise UsageError(f"{url} has a part that is empty, '.' or '..'; give it without")
         self._prefix = f"{prefix}/"
         with self._told():
             endpoint = self._client.meta.endpoint_url
@@ -100,7 +104,12 @@ class S3Objects:
             raise CacheError(self._sentence(error)) from error
         except BotoCoreError as error:
             said = " ".join(str(error).split()).rstrip(".")
-            raise CacheError(f"{self.url} cannot be reached ({said}); {_HOW_TO_SIGN_IN}") from error
+            raise CacheError(
+                f"{self.url} cannot be reached ({said}); what was committed is safe: {_HOW_TO_SIGN_IN}, and run the"
+                " same command again"
+            ) from error
+        except ValueError as error:  # of an endpoint that is no URL
+            raise UsageError(f"{self.url} cannot be asked for ({error}); {_HOW_TO_SIGN_IN}") from None
 
     def _sentence(self, error: Any) -> str:
         code, status = _code(error), _status(error)
@@ -119,7 +128,9 @@ class S3Objects:
         )
 
 
-_HOW_TO_SIGN_IN = "see that AWS_PROFILE or AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL are right"
+_HOW_TO_SIGN_IN = (
+    "see that AWS_PROFILE or AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL (with https:// or http://) are right"
+)
 
 
 @lru_cache(maxsize=4)
@@ -131,10 +142,19 @@ def _make_client(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
     except ImportError:
         raise UsageError("a cache in s3:// needs boto3; run: pip install 'kcache[s3]'") from None
     retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
-    return boto3.client(
+    client = boto3.client(
         "s3",
-        config=Config(retries=retries, max_pool_connections=_CONNECTIONS, connect_timeout=10, read_timeout=60),
+        config=Config(retries=retries, max_pool_connections=_CONNECTIONS, connect_timeout=10, read_timeout=30),
     )
+    client.meta.events.register("needs-retry.s3", _say_why_it_takes_long)
+    return client
+
+
+def _say_why_it_takes_long(attempts: int, response: Any, caught_exception: Any, **_: object) -> None:
+    """boto3 tries again by itself, without a word."""
+    failed = caught_exception is not None or (response is not None and response[0].status_code >= 500)
+    if failed and attempts > 1:
+        logger.info("the store does not answer as it should (attempt %d of %d); trying again", attempts, _ATTEMPTS)
 
 
 def _code(error: Any) -> str:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -153,9 +154,33 @@ def test_what_the_service_says_becomes_one_sentence_that_names_the_remedy(
     assert "names no folder in a bucket" in refused(kcache("info", f"s3://{BUCKET}"), 2)
     store.faults.append(Fault("GET", "", times=9, status=403))
     assert "access was denied (AccessDenied); see that AWS_PROFILE" in refused(kcache("info", store.url("cache")))
-    monkeypatch.setattr("kcache.shards.s3._ATTEMPTS", 2)
+    monkeypatch.setattr("kcache.shards.s3._ATTEMPTS", 3)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "cannot be reached" in refused(kcache("info", store.url("cache")))
+    said = refused(kcache("info", store.url("cache")))
+    assert "cannot be reached" in said
+    assert said.endswith("are right, and run the same command again")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
+    assert "AWS_ENDPOINT_URL (with https:// or http://)" in refused(kcache("info", store.url("cache")), 2)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3:/bucket/cache", "write s3://bucket/cache"),
+        ("s3://", "names no folder in a bucket"),
+        ("s3://bucket//cache", "has a part that is empty, '.' or '..'"),
+        ("s3://bucket/../cache", "has a part that is empty, '.' or '..'"),
+    ],
+)
+def test_a_url_that_is_none_is_refused(store: Store, url: str, said: str) -> None:
+    assert said in refused(kcache("info", url), 2)
+
+
+def test_a_service_that_fails_for_long_is_said_to(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.faults.append(Fault("PUT", "plan", times=3, status=503))
+    with caplog.at_level("INFO", "kcache"):
+        assert objects(store).put_if_absent("plan/000000.jsonl", b"one")
+    assert "the store does not answer as it should (attempt 2 of 10)" in caplog.text
 
 
 def test_a_folder_of_other_things_is_refused(store: Store) -> None:
@@ -229,7 +254,7 @@ def test_the_command_verifies_the_store_and_not_the_copy(store: Store) -> None:
     store.put(f"cache/{file}", store.get(f"cache/{file}")[:-1] + b"!")
     result = done(kcache("verify", store.url("cache"), "--deep"), 1)
     assert f"{file}: {store.url('cache')}/{file} does not match its sha256" in result.stdout
-    assert "in a local copy 'kcache verify COPY --repair" in result.stdout
+    assert f"copy it with 'aws s3 sync {store.url('cache')} COPY', run 'kcache verify --repair" in result.stdout
 
 
 def test_names_in_a_store_that_no_cache_has_are_never_made_into_files(store: Store, tmp_path: Path) -> None:
@@ -260,6 +285,27 @@ def test_a_cache_that_was_made_anew_at_the_same_place_drops_the_copy_of_the_old_
         Cache(store.url("cache"))
     cache = Cache.create(store.url("cache"), shard_size=2, container="h5")
     assert (cache.shard_count, cache.column_names(), cache.shard_size) == (0, [], 2)
+
+
+def test_a_damaged_copy_of_what_a_commit_names_is_fetched_again(store: Store) -> None:
+    cache = make_cache(store.url("cache"))
+    for file in (cache.commit("text", 0, 1).files[1], cache.commit("samples", 0, 1).file):
+        path = cache.root / file
+        path.write_bytes(bytes(len(path.read_bytes())))
+    assert_rows(read_all(Cache(store.url("cache")), "text"), ALL)
+    assert cache.samples(0)
+
+
+def test_the_local_cache_may_be_deleted_while_it_is_read_and_stays_bounded(store: Store, tmp_path: Path) -> None:
+    cache = make_cache(store.url("cache"))
+    local = elsewhere(tmp_path, max(shard_bytes(cache, "text")))
+    reader = ColumnReader(Snapshot(Cache(store.url("cache"), local), ["text"]), "text")
+    for position in range(SAMPLES):
+        if position == 5:
+            shutil.rmtree(local.folder)
+        reader.read(position, "text_embeds")
+    reader.close()
+    assert 0 < local.used() <= local.size
 
 
 def test_a_copy_may_be_deleted_or_damaged_and_a_sentence_says_so(store: Store) -> None:
@@ -394,7 +440,7 @@ def test_commands_that_need_a_folder_say_so(store: Store, tmp_path: Path) -> Non
     make_cache(store.url("cache"))
     for command in (["gc"], ["verify", "--repair"]):
         said = refused(kcache(command[0], store.url("cache"), *command[1:]), 2)
-        assert f"works in local folders and {store.url('cache')} is in a store" in said
+        assert f"works in local folders and {store.url('cache')} is in a store: copy it with 'aws s3 sync" in said
     make_cache(tmp_path / "folder")
     assert "name a local folder for the new cache" in refused(
         kcache("convert", tmp_path / "folder", store.url("other"), "--format", "h5"), 2

@@ -251,8 +251,11 @@ def test_a_damaged_shard_in_a_store_ends_a_training_with_a_sentence_that_names_i
     url = upload(store, encoded().root, "cache")
     file = encoded().commit("text", 1, 1).file
     store.put(f"cache/{file}", store.get(f"cache/{file}")[:-1] + b"!")
+    said = f"{url}/{file} does not match its sha256; .* checkpoint-1 is kept: go on from it with --resume-from"
     with pytest.raises(KcacheError, match=f"{url}/{file} does not match its sha256"):
         train(prior_run(url, "out"))
+    with pytest.raises(KcacheError, match=said):
+        train(prior_run(url, "kept", checkpointing_steps=1, train_batch_size=1, seed=first_elsewhere(encoded(), 1)))
 
 
 def test_a_local_cache_for_a_folder_is_refused(
@@ -311,3 +314,11 @@ def test_the_windows_of_several_caches_share_the_room(
     total = int(np.sum([shard_bytes(snapshot).sum() for snapshot in snapshots[:2]]))
     assert window_sizes(snapshots, LocalCache(tmp_path / "ahead", total)) == [None, None, None]
     assert BUCKET in caches[0].name
+
+
+def first_elsewhere(cache: Cache, shard: int) -> int:
+    """A seed whose first two samples are of other shards."""
+    from kcache.shards import Snapshot, permutation
+
+    shards = Snapshot(cache, ["text", "image"]).rows[:, 0]
+    return next(seed for seed in range(100) if shard not in shards[permutation(seed, 0, len(shards))[:2]])

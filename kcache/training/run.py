@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kcache.progress import bar, logger
-from kcache.shards import KcacheError, Snapshot
+from kcache.shards import CacheError, KcacheError, Snapshot
 
 from . import checkpointing
 from .ahead import Ahead
@@ -34,6 +34,7 @@ from .stopping import ECHO, StopTogether, finish_step_on_signal
 from .validating import is_over, make_validating
 from .validation_steps import validation_steps
 from .weights import Weights
+from .windows import tell_windows
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ class TrainingRun:
         self.geometry = make_geometry(config, accelerator, saved)
         seed = make_seed(config, accelerator, saved)
         self.local = local_cache_of(config)
-        self.mixture = Mixture(config, snapshots, seed, make_windows(snapshots, self.local, saved))
+        windows = make_windows(snapshots, self.local, saved)
+        if accelerator.is_main_process:
+            tell_windows(windows, snapshots, self.local)
+        self.mixture = Mixture(config, snapshots, seed, windows)
         self.state = first_state(config, stage, self.mixture, self.geometry, seed)
         self.outcome = Outcome(config, stage, weights)
         weights.prepare(stage.model, seed)
@@ -169,7 +173,7 @@ class TrainingRun:
             all_stop = StopTogether(self.accelerator, asked_to_stop, first)
             done = first
             if not is_over(self.state, config.early_stopping):
-                done = self.loop.run(iter(feeder), first, self.max_steps, After(update, logged, stop))
+                done = self._run_loop(feeder, first, After(update, logged, stop))
             ended_early = is_over(self.state, config.early_stopping)
             finished = done == self.max_steps or ended_early
             # Still inside: a signal now must not cut short what saves the run. And before the last probe.
@@ -192,6 +196,17 @@ class TrainingRun:
             checkpoint=str(last_saved) if last_saved else None,
             is_main=main,
         )
+
+    def _run_loop(self, feeder: Feeder, first: int, after: After) -> int:
+        """Where it stopped. CacheError, with how to go on, where the cache cannot be read on the way."""
+        try:
+            return self.loop.run(iter(feeder), first, self.max_steps, after)
+        except CacheError as error:
+            if not (kept := checkpointing.checkpoints(self.output_dir)):
+                raise
+            raise CacheError(
+                f"{error}; {kept[-1].name} is kept: go on from it with --resume-from-checkpoint latest"
+            ) from error
 
     def _ahead(self, first: int) -> Ahead:
         """One process of each machine fetches ahead for all of them: they read the same shards at the same time."""

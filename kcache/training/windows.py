@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kcache.progress import logger
-from kcache.shards import Snapshot
+from kcache.shards import CacheError, Snapshot
 from kcache.shards.local_cache import LocalCache
 
 WindowSizes = list[int | None]
@@ -36,16 +36,31 @@ def window_sizes(snapshots: Sequence[Snapshot], local: LocalCache | None) -> Win
     for i, of_cache in nbytes.items():
         room = local.size * int(of_cache.sum()) // total
         sizes[i] = max(1, room // 2 // int(of_cache.max()))
-        logger.info(
-            "%s has %s bytes and the local cache holds %s: samples are shuffled within %s of %s shards at a time; a"
-            " larger --local-cache-size shuffles more",
-            snapshots[i].cache.name,
-            f"{int(of_cache.sum()):,}",
-            f"{local.size:,}",
-            f"{sizes[i]:,}",
-            f"{len(of_cache):,}",
-        )
+        _require_room(snapshots[i], int(of_cache.max()), local)
     return sizes
+
+
+def _require_room(snapshot: Snapshot, nbytes: int, local: LocalCache) -> None:
+    """CacheError where not even the files of one shard fit: a batch reads all of them."""
+    if nbytes > local.size:
+        raise CacheError(
+            f"the files of one shard of {snapshot.cache.name} have {nbytes:,} bytes, and the local cache"
+            f" {local.folder} may have {local.size:,}; give a --local-cache-size of {4 * nbytes} or more"
+        )
+
+
+def tell_windows(sizes: WindowSizes, snapshots: Sequence[Snapshot], local: LocalCache | None) -> None:
+    """Say what of each cache is shuffled at a time, where it is not all."""
+    for size, snapshot in zip(sizes, snapshots, strict=False):
+        if size is not None and local is not None:
+            logger.info(
+                "%s does not fit into the local cache, which holds %s bytes: samples are shuffled within %s of %s"
+                " shards at a time; a larger --local-cache-size shuffles more in a new run",
+                snapshot.cache.name,
+                f"{local.size:,}",
+                f"{size:,}",
+                f"{snapshot.cache.shard_count:,}",
+            )
 
 
 def kept_sizes(saved: WindowSizes, fitting: WindowSizes) -> WindowSizes:
