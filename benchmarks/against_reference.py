@@ -38,6 +38,10 @@ from machine import describe
 import kcache
 from kcache.devices import default_device
 
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"batch_size": 4, "resolution": 128, "mixed_precision": "no", "workers": 0, "warm": 2, "updates": 8},
+    "full": {"batch_size": 16, "resolution": 512, "mixed_precision": "bf16", "workers": 8, "warm": 10, "updates": 40},
+}
 SCRIPTS = Path("examples", "kandinsky2_2", "text_to_image")
 COLUMNS = {"prior": ["text", "image"], "decoder": ["image", "latents"]}
 RATIOS = {
@@ -204,29 +208,33 @@ def parse() -> argparse.Namespace:
     """The command line, with defaults that fit the size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusers", type=Path, required=True, help="a checkout of diffusers")
-    parser.add_argument("--size", choices=["small", "full"], default="small")
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--stages", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--kinds", nargs="+", choices=["full", "lora"], default=["full", "lora"])
-    parser.add_argument("--batch-size", type=int, help="4; 16 for the full size")
-    parser.add_argument("--resolution", type=int, help="128; 512 for the full size")
-    parser.add_argument("--pictures", type=int, help="64; 1024 for the full size")
-    parser.add_argument("--mixed-precision", choices=["no", "bf16"], help="no; bf16 for the full size")
-    parser.add_argument("--workers", type=int, help="of the reference's loader: 0, its default; 8 for the full size")
-    parser.add_argument("--warm", type=int, help="updates before the clock starts: 2; 10 for the full size")
-    parser.add_argument("--updates", type=int, help="updates that are timed: 8; 40 for the full size")
+    parser.add_argument("--batch-size", type=int, help=_default("batch_size"))
+    parser.add_argument("--resolution", type=int, help=_default("resolution"))
+    parser.add_argument("--pictures", type=int, help="as many as all updates take, and at least 64")
+    parser.add_argument("--mixed-precision", choices=["no", "bf16"], help=_default("mixed_precision"))
+    parser.add_argument("--workers", type=int, help=f"of the reference's loader; {_default('workers')}")
+    parser.add_argument("--warm", type=int, help=f"updates before the clock starts; {_default('warm')}")
+    parser.add_argument("--updates", type=int, help=f"updates that are timed; {_default('updates')}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for the models, 15 GB at the full size; else the system's")
     parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
-    options, full = parser.parse_args(), {"batch_size": 16, "resolution": 512, "pictures": 1024, "workers": 8}
-    full |= {"mixed_precision": "bf16", "warm": 10, "updates": 40}
-    small = {"batch_size": 4, "resolution": 128, "pictures": 64, "workers": 0, "mixed_precision": "no", "warm": 2}
-    for name, value in (full if options.size == "full" else small | {"updates": 8}).items():
+    options = parser.parse_args()
+    for name, value in SIZES[options.size].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.pictures is None:
+        options.pictures = max(64, options.batch_size * (options.warm + options.updates))
     options.diffusers = options.diffusers.resolve()
     if not (options.diffusers / SCRIPTS).is_dir():
         parser.error(f"{options.diffusers} has no {SCRIPTS}; give --diffusers a checkout of huggingface/diffusers")
     return options
+
+
+def _default(name: str) -> str:
+    return f"default: {SIZES['small'][name]}, and {SIZES['full'][name]} for the full size"
 
 
 def main() -> None:
@@ -240,7 +248,9 @@ def main() -> None:
     for stage in options.stages:
         figures |= measure_stage(stage, options)
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n", encoding="utf-8")
+        settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path | None)}
+        told = {"machine": machine, "settings": settings, "figures": figures}
+        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
