@@ -244,13 +244,12 @@ def main() -> None:
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else default_device().type
     machine["threads"] = torch.get_num_threads()
     print(json.dumps(machine, indent=1), flush=True)
-    figures: dict[str, Any] = {}
+    settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path | None)}
+    told: dict[str, Any] = {"machine": machine, "settings": settings, "figures": {}}
     for stage in options.stages:
-        figures |= measure_stage(stage, options)
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path | None)}
-        told = {"machine": machine, "settings": settings, "figures": figures}
-        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        told["figures"] |= measure_stage(stage, options)
+        if options.json:
+            options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
