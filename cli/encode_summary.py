@@ -105,7 +105,9 @@ def _next_commands(config: "EncodeConfig") -> list[str]:
 
 def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What a reader of the summary may have to act on."""
-    kept = {sample: why for sample, why in report.gone.items() if sample not in report.taken_out}
+    _print_lacking(config.cache, report)
+    without = {*report.taken_out, *(sample for samples in report.lacking.values() for sample in samples)}
+    kept = {sample: why for sample, why in report.gone.items() if sample not in without}
     if kept:
         say(f"Gone, and kept with their features: {count(len(kept), 'sample')}", err=True)
         _print_listed(kept)
@@ -133,6 +135,18 @@ def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
         found = f", {report.found_bad:,} of them counted above as new or changed" if report.found_bad else ""
         say(f"Set aside {count(len(report.set_aside), 'sample')} (exit code 3){found}:", err=True)
         _print_listed(report.set_aside, f"'kcache info {config.cache} --set-aside' lists them")
+
+
+def _print_lacking(cache: str, report: "EncodeReport") -> None:
+    """Samples that cannot be encoded any more and whose features are lost."""
+    for name, samples in report.lacking.items():
+        say(f"Gone, and without features in {name}: {count(len(samples), 'sample')}", err=True)
+        _print_listed({sample: report.gone.get(sample, "its features are lost") for sample in samples})
+        say(
+            f"  Training leaves them out; 'kcache verify {cache} --repair --dataset DATASET' brings them back from a"
+            " dataset that has them, --prune takes them out.",
+            err=True,
+        )
 
 
 def _print_listed(why: Mapping[str, str], all_of_them: str = "") -> None:
