@@ -33,16 +33,23 @@ def print_dry_run(config: "EncodeConfig", report: "EncodeReport") -> None:
             f"{name:{width}} {verb} {count(cost.samples, 'sample')}, about {size(cost.disk)} on disk"
             f" ({size(cost.bytes)} of features), in about {duration(cost.seconds)}: {why}"
         )
-    disk, features = (sum(getattr(cost, key) for cost in report.estimates.values()) for key in ("disk", "bytes"))
-    say(
-        f"{'total':{width}} about {size(disk)} on disk ({size(features)} of features), in about"
-        f" {duration(report.in_all)} here, {duration(report.beginning)} of it to begin and"
-        f" {duration(report.reading)} to read pictures; nothing was written"
-    )
+    say(f"{'total':{width}} {_total(report)}; nothing was written")
     for name, why in report.refused.items():
         say(f"{name} was encoded otherwise: {why}")
     _print_reasons(report)
     _print_warnings(config, report)
+
+
+def _total(report: "EncodeReport") -> str:
+    costs = report.estimates.values()
+    disk, features = sum(cost.disk for cost in costs), sum(cost.bytes for cost in costs)
+    if not any(cost.samples for cost in costs):
+        on_disk = f"about {size(disk)} on disk, and " if disk else ""
+        return f"{on_disk}nothing to encode, which takes about {duration(report.in_all)} here to find out"
+    return (
+        f"about {size(disk)} on disk ({size(features)} of features), in about {duration(report.in_all)} here,"
+        f" {duration(report.beginning)} of it to begin and {duration(report.reading)} to read pictures"
+    )
 
 
 def _print_reasons(report: "EncodeReport") -> None:
@@ -85,10 +92,14 @@ def _written(report: "EncodeReport") -> str:
 
 def _next_commands(config: "EncodeConfig") -> list[str]:
     """The training commands that this cache has the columns for, with the checkpoints that it was encoded with."""
+    from kcache.encoded_with import encoded_with
     from kcache.shards import Cache
 
-    columns, cache = Cache(config.cache).column_names(), shlex.quote(config.cache)
-    prior, decoder = config.pretrained_prior_model_name_or_path, config.pretrained_decoder_model_name_or_path
+    opened, cache = Cache(config.cache), shlex.quote(config.cache)
+    columns = opened.column_names()
+    recorded = encoded_with((name, opened.column(name).notes) for name in columns)
+    prior = config.pretrained_prior_model_name_or_path or recorded.get("prior")
+    decoder = config.pretrained_decoder_model_name_or_path or recorded.get("decoder")
     from_prior = f" --pretrained-prior-model-name-or-path {shlex.quote(prior)}" if prior else ""
     from_decoder = f" --pretrained-decoder-model-name-or-path {shlex.quote(decoder)}" if decoder else ""
     texts = sorted((name for name in columns if name.split("-")[0] == "text"), key=len)
@@ -105,7 +116,9 @@ def _next_commands(config: "EncodeConfig") -> list[str]:
 
 def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
     """What a reader of the summary may have to act on."""
-    kept = {sample: why for sample, why in report.gone.items() if sample not in report.taken_out}
+    _print_lacking(config.cache, report)
+    without = {*report.taken_out, *(sample for samples in report.lacking.values() for sample in samples)}
+    kept = {sample: why for sample, why in report.gone.items() if sample not in without}
     if kept:
         say(f"Gone, and kept with their features: {count(len(kept), 'sample')}", err=True)
         _print_listed(kept)
@@ -133,6 +146,18 @@ def _print_warnings(config: "EncodeConfig", report: "EncodeReport") -> None:
         found = f", {report.found_bad:,} of them counted above as new or changed" if report.found_bad else ""
         say(f"Set aside {count(len(report.set_aside), 'sample')} (exit code 3){found}:", err=True)
         _print_listed(report.set_aside, f"'kcache info {config.cache} --set-aside' lists them")
+
+
+def _print_lacking(cache: str, report: "EncodeReport") -> None:
+    """Samples that cannot be encoded any more and whose features are lost."""
+    for name, samples in report.lacking.items():
+        say(f"Gone, and without features in {name}: {count(len(samples), 'sample')}", err=True)
+        _print_listed({sample: report.gone.get(sample, "its features are lost") for sample in samples})
+        say(
+            f"  Training leaves them out; 'kcache verify {cache} --repair --dataset DATASET' brings them back from a"
+            " dataset that has them, --prune takes them out.",
+            err=True,
+        )
 
 
 def _print_listed(why: Mapping[str, str], all_of_them: str = "") -> None:

@@ -44,9 +44,7 @@ def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool, fits: t
     if fits:
         return _print_fits(shards.Cache(cache), fits, as_json)
     if cut_captions:
-        for column, sample, caption in shards.cut_captions(shards.Cache(cache)):
-            cells(column, sample, caption)
-        return 0
+        return _print_cut(shards.Cache(cache))
     summary = shards.summarize(shards.Cache(cache))
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=1))
@@ -55,6 +53,17 @@ def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool, fits: t
             cells(sample, reason)
     else:
         _print(summary)
+    return 0
+
+
+def _print_cut(cache: "Cache") -> int:
+    from kcache import shards
+
+    found = list(shards.cut_captions(cache))
+    for column, sample, caption in found:
+        cells(column, sample, caption)
+    if not found:
+        say(f"none: no caption of {cache.name} fills all tokens of its text encoder", err=True)
     return 0
 
 
@@ -99,6 +108,13 @@ def _print(summary: "Summary") -> None:
             f"behind their samples: {', '.join(behind)}; an encode was cut off, or left these columns out by --columns:"
             f" run 'kcache encode DATASET {summary.path}' to bring them up to date"
         )
+    for column in summary.columns:
+        if column.lacking:
+            named = ", ".join(column.lacking[:5]) + (", ..." if len(column.lacking) > 5 else "")
+            say(
+                f"{count(len(column.lacking), 'sample')} without features in '{column.name}' ({named}); lost, or left"
+                f" out by --columns: run 'kcache verify {summary.path}', which says what to do"
+            )
     unfinished = [c.name for c in summary.columns if c.shards < summary.shards]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}; run 'kcache encode DATASET {summary.path}' to go on")

@@ -1,7 +1,7 @@
 """`kcache verify`: are the bytes of a cache those that were committed?"""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from kcache.cli.say import say
 from kcache.cli.sizes import count, size
 
 if TYPE_CHECKING:
+    from kcache.encoding.repair import Filled
     from kcache.shards import Cache, Verification
     from kcache.shards.salvage import Salvage
 
@@ -40,7 +41,8 @@ def verify(cache: str, deep: bool, repair: bool, **encoding: str | int | None) -
     from --dataset in a new generation: lost rows and nothing else, with the encoders and options that CACHE has.
 
     Exit code 0: all is as it was committed. 1: something is not; each fault is a line that names the file and what is
-    lost. A shard that is not encoded yet is no fault.
+    lost, and rows that were lost and not brought back are named column by column. A shard that is not encoded yet is no
+    fault.
 
     \b
       kcache verify cache
@@ -53,10 +55,10 @@ def verify(cache: str, deep: bool, repair: bool, **encoding: str | int | None) -
     if given and not (repair and encoding["dataset"]):
         needed = "--repair and --dataset" if repair or encoding["dataset"] is None else "--repair"
         raise UsageError(f"{given[-1]} has no effect without {needed}; add them, or leave it out")
-    if repair:
-        _repair(cache, encoding)
+    restored = _repair(cache, encoding) if repair else True
     with _opened(cache) as opened:
-        return _tell(opened, _verify(opened, deep or repair), deep or repair)
+        code = _tell(opened, _verify(opened, deep or repair), deep or repair)
+    return code if restored else 1
 
 
 @contextmanager
@@ -73,7 +75,8 @@ def _opened(name: str) -> Iterator["Cache"]:
         yield Cache(name, LocalCache(Path(folder), LocalCache.default().size))
 
 
-def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
+def _repair(cache: str, encoding: dict[str, str | int | None]) -> bool:
+    """Repair, and say what was done; False where the dataset could not give all that was lost."""
     from kcache.progress import bar
     from kcache.shards import Cache
     from kcache.shards.repair import repair
@@ -81,7 +84,7 @@ def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
 
     opened = Cache(cache)
     opened.require_local("kcache verify --repair")
-    with bar(committed_bytes(opened), "B", "repair", scale=True) as progress:
+    with bar(committed_bytes(opened, samples=False), "B", "repair", scale=True) as progress:
         found = repair(opened.root, progress.update)
     for mended in found.mended:
         say(mended)
@@ -95,9 +98,23 @@ def _repair(cache: str, encoding: dict[str, str | int | None]) -> None:
         filled = fill_in(EncodeConfig(cache=cache, **given), found)  # type: ignore[arg-type]
         for name, rows in filled.encoded.items():
             say(f"{name}: {count(rows, 'row')} encoded again")
-        for name, ids in filled.missing.items():
-            named = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
-            say(f"{name}: {count(len(ids), 'row')} cannot be encoded again, training leaves them out: {named}")
+        _tell_missing(str(encoding["dataset"]), filled)
+        return not (filled.missing or filled.aside)
+    return True
+
+
+def _tell_missing(dataset: str, filled: "Filled") -> None:
+    for name, ids in filled.missing.items():
+        was = "it was" if len(ids) == 1 else "they were"
+        rows = count(len(ids), "row")
+        say(f"{name}: {rows} could not be encoded again, for {dataset} lacks what {was} made from: {_named(ids)}")
+    if filled.aside:
+        rows = count(len(filled.aside), "row")
+        say(f"samples: {rows} lost and not in {dataset}, set aside until an encode finds them: {_named(filled.aside)}")
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
 
 
 def _tell_lost(cache: str, lost: "Salvage") -> None:
@@ -126,6 +143,12 @@ def _tell(cache: "Cache", result: "Verification", deep: bool) -> int:
         if missing > 0:
             lack = f"{count(missing, 'shard')} {'is' if missing == 1 else 'are'} not encoded yet"
             say(f"{name}: {lack}; 'kcache encode DATASET {cache.name}' goes on")
+    for name, ids in result.lacking.items():
+        say(
+            f"{name}: {count(len(ids), 'row')} without features, which training leaves out: {_named(ids)}; lost and not"
+            f" brought back, or left out by --columns: 'kcache verify {cache.name} --repair --dataset DATASET' encodes"
+            f" what DATASET has, 'kcache encode DATASET {cache.name} --prune' takes out what it has no more"
+        )
     checked = f"{count(result.files, 'file')}, {size(result.bytes)}" + (
         "" if deep else " (sizes and records; --deep reads all)"
     )
@@ -137,5 +160,5 @@ def _tell(cache: "Cache", result: "Verification", deep: bool) -> int:
             f" {how or cache.in_a_folder(repair)}, which encodes again exactly what is lost"
         )
         return 1
-    say(f"No fault in {checked}.")
-    return 0
+    say(f"No fault in {checked}{', but for the rows without features' if result.lacking else ''}.")
+    return int(bool(result.lacking))

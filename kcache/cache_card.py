@@ -3,15 +3,18 @@
 import errno
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kcache.checkpoints import PRIOR
+from kcache.encoded_with import encoded_with
 from kcache.progress import logger
 from kcache.shards import Cache, ColumnSummary, Summary, UsageError, layout, summarize
 from kcache.shards.records import digest
 
-VERSION = 1
+VERSION = 2
 """Another one has every card written anew by the next encode."""
 
 END = "<!-- kcache: end. What follows is yours, and is kept. -->"
@@ -140,7 +143,7 @@ def _body(summary: Summary, origin: Origin) -> Iterator[str]:
     yield f"## What it holds\n\n{_table(summary)}"
     if summary.set_aside:
         yield f"Set aside, and without features: {len(summary.set_aside):,}."
-    yield _USE
+    yield _use(summary)
 
 
 _WARNING = """## It reveals the pictures
@@ -154,15 +157,22 @@ Treat this cache as you would treat the pictures themselves.
 
 Do not publish it unless you may publish the pictures and captions that it was made from."""
 
-_USE = """## Use
+
+def _use(summary: Summary) -> str:
+    """What to do with it, with the prior that it was encoded with: of a folder there is but the name."""
+    recorded = encoded_with((column.name, column.notes) for column in summary.columns).get("prior", PRIOR)
+    prior = _plain(public_name(recorded))
+    option = "" if recorded == PRIOR else f" --pretrained-prior-model-name-or-path {shlex.quote(prior)}"
+    said = "" if prior == recorded else f"`{prior}` is a copy of the checkpoint that it was encoded with.\n\n"
+    return f"""## Use
 
 ```
 kcache verify CACHE --deep
-kcache info CACHE --fits kandinsky-community/kandinsky-2-2-prior
-kcache train prior CACHE --output-dir my-prior
+kcache info CACHE --fits {shlex.quote(prior)}
+kcache train prior CACHE --output-dir my-prior{option}
 ```
 
-Nothing in it is code, and reading it runs none: tar or HDF5 files of plain arrays, and JSON."""
+{said}Nothing in it is code, and reading it runs none: tar or HDF5 files of plain arrays, and JSON."""
 
 
 def _table(summary: Summary) -> str:

@@ -24,7 +24,7 @@ from .repair_records import (
     unnamed_files,
     write_commit,
 )
-from .salvage import Salvage, marked, nothing_left, older_commits, readable_index, readable_rows
+from .salvage import Salvage, lacking_rows, marked, nothing_left, older_commits, readable_index, readable_rows
 from .snapshot import stale_rows
 from .tar import Row
 
@@ -78,6 +78,7 @@ def _mend_column(cache: Cache, name: str, done: Repair, progress: Callable[[int]
             _mend_shard(cache, column, commit, done)
             progress(commit.bytes)
             _mend_missing_samples(cache, column, commit, done)
+            _mend_lacking(cache, column, shard, done)
 
 
 def _mend_commit(cache: Cache, column: Column, shard: int, generation: int, done: Repair) -> Commit | None:
@@ -91,9 +92,19 @@ def _mend_commit(cache: Cache, column: Column, shard: int, generation: int, done
         return commit
     left = nothing_left(column.name, shard, generation, len(cache.planned_ids(shard)))
     for older in older_commits(cache, column.name, shard, generation)[:1]:
-        left = marked(replace(older, generation=generation), readable_rows(cache, column, older))
+        left = marked(replace(older, generation=generation), _still_current(cache, column, older))
     done.lost.commits[column.name, shard] = left
     return None
+
+
+def _still_current(cache: Cache, column: Column, older: Commit) -> dict[int, Row]:
+    """The readable rows of an older generation that are of the samples as they are now."""
+    rows = readable_rows(cache, column, older)
+    try:
+        stale = set(stale_rows(column, older, cache.samples(older.shard)))
+    except CacheError:
+        return rows  # The samples are lost too, and noted as that.
+    return {i: row for i, row in rows.items() if i not in stale}
 
 
 def _features_commit(cache: Cache, column: Column, shard: int, generation: int) -> Commit | None:
@@ -144,15 +155,42 @@ def _mend_shard(cache: Cache, column: Column, commit: Commit, done: Repair) -> N
         _write_shard(cache, column, commit, rows, done)
         return
     whole = readable_rows(cache, column, commit)
-    copies = dict(whole)
-    for older in older_commits(cache, column.name, commit.shard, commit.generation):
-        same = {i for i, (old, now) in enumerate(zip(older.keys, commit.keys, strict=False)) if old == now}
-        readable = readable_rows(cache, column, older) if same - copies.keys() else {}
-        copies = {i: row for i, row in readable.items() if i in same} | copies
+    copies = _with_older(cache, column, commit, whole)
     if all(key is None or i in copies for i, key in enumerate(commit.keys)):
         _write_shard(cache, column, commit, [copies.get(i) for i in range(commit.rows)], done)
     else:
         done.lost.commits[column.name, commit.shard] = marked(commit, whole)
+
+
+def _with_older(cache: Cache, column: Column, commit: Commit, rows: dict[int, Row]) -> dict[int, Row]:
+    """``rows`` of a commit, and those that older generations have with the same keys."""
+    copies = dict(rows)
+    for older in older_commits(cache, column.name, commit.shard, commit.generation):
+        same = {i for i, (old, now) in enumerate(zip(older.keys, commit.keys, strict=False)) if old == now}
+        readable = readable_rows(cache, column, older) if same - copies.keys() else {}
+        copies = {i: row for i, row in readable.items() if i in same} | copies
+    return copies
+
+
+def _mend_lacking(cache: Cache, column: Column, shard: int, done: Repair) -> None:
+    """Rows that a repair before this one could not bring back, from older generations; what these lack is lost."""
+    commit = cache.commit(column.name, shard, cache.commits(column.name)[shard])
+    if (column.name, shard) in done.lost.commits or None not in commit.keys:
+        return
+    try:
+        samples = cache.samples(shard)
+    except CacheError:
+        return  # It is damaged, and noted as that.
+    if not (lacking := lacking_rows(column, commit, samples)):
+        return
+    keys = [column.key_of(samples[i]) if i in lacking else key for i, key in enumerate(commit.keys)]
+    rows = _with_older(cache, column, replace(commit, keys=tuple(keys)), readable_rows(cache, column, commit))
+    if rows.keys() & set(lacking):
+        now = [key if i in rows else None for i, key in enumerate(keys)]
+        cache.commit_features(column, shard, [rows.get(i) for i in range(commit.rows)], now, commit.generation + 1)
+        done.mended.append(f"{commit.file}: rows that it lacks are in a new file of generation {commit.generation + 1}")
+    if left := len(set(lacking) - rows.keys()):
+        done.lost.lacking[column.name, shard] = left
 
 
 def _bytes_of(root: Path, commit: Commit) -> bytes:

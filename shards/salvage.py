@@ -1,9 +1,10 @@
 """What is left of a damaged cache: commits with their lost rows marked, for an encode that fills in exactly these."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from . import layout
 from .cache import Cache
@@ -30,6 +31,8 @@ class Salvage:
     """Shards whose samples no generation has any more."""
     behind: set[int] = field(default_factory=set)
     """Shards with features that are newer than their samples, whose last commit is missing."""
+    lacking: dict[tuple[str, int], int] = field(default_factory=dict)
+    """By column and shard: how many rows of a whole shard file an earlier repair could not bring back."""
     records: set[str] = field(default_factory=set)
     """Columns whose record is damaged or missing."""
     nulls: set[str] = field(default_factory=set)
@@ -38,14 +41,21 @@ class Salvage:
     @property
     def shards(self) -> frozenset[int]:
         """Where rows are lost."""
-        return frozenset({shard for _, shard in self.commits} | {*self.forgotten} | self.behind)
+        return frozenset({shard for _, shard in (*self.commits, *self.lacking)} | {*self.forgotten} | self.behind)
+
+    def has_samples(self, shard: int) -> bool:
+        """Whether the samples of a shard are what was last committed."""
+        lost = (layout.SAMPLES, shard) in self.commits or shard in self.forgotten or shard in self.behind
+        return not lost
 
     @property
     def rows(self) -> dict[str, int]:
         """How many rows are lost, by column."""
-        lost = {name: 0 for name, _ in sorted(self.commits)}
+        lost = {name: 0 for name, _ in sorted([*self.commits, *self.lacking])}
         for (name, _), commit in self.commits.items():
             lost[name] += commit.keys.count(LOST)
+        for (name, _), rows in self.lacking.items():
+            lost[name] += rows
         return lost
 
     def __bool__(self) -> bool:
@@ -57,15 +67,19 @@ class SalvagedCache(Cache):
 
     def __init__(self, root: Path | str, salvage: Salvage) -> None:
         super().__init__(root)
-        self._salvage = salvage
+        self.salvage = salvage
 
     def column_names(self) -> list[str]:
         """The columns whose record can be read."""
-        return [name for name in super().column_names() if name not in self._salvage.records]
+        return [name for name in super().column_names() if name not in self.salvage.records]
+
+    def samples_of_lost_rows(self) -> frozenset[str]:
+        """The ids of the samples of all shards where rows are lost."""
+        return frozenset(name for shard in self.salvage.shards for name in self.ids(shard))
 
     def commit(self, name: str, shard: int, generation: int) -> Commit:
         """One commit, or what is left of it."""
-        left = self._salvage.commits.get((name, shard))
+        left = self.salvage.commits.get((name, shard))
         return left if left and left.generation == generation else super().commit(name, shard, generation)
 
     def require_file(self, commit: Commit) -> None:
@@ -121,6 +135,15 @@ def marked(commit: Commit, whole: Mapping[int, Row]) -> Commit:
     """A commit with `LOST` as the key of the rows that are not among ``whole``."""
     keys = (key if key is None or i in whole else LOST for i, key in enumerate(commit.keys))
     return replace(commit, keys=tuple(keys))
+
+
+def lacking_rows(column: Column, commit: Commit, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The rows of a shard without the features that their samples are to have.
+
+    They were lost and could not be encoded again, or ``--columns`` left them out when their samples came back.
+    """
+    pairs = enumerate(zip(commit.keys, rows, strict=True))
+    return [i for i, (key, row) in pairs if key in (None, LOST) and column.key_of(row) is not None]
 
 
 def nothing_left(name: str, shard: int, generation: int, rows: int) -> Commit:

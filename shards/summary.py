@@ -12,6 +12,7 @@ from .dataset_options import dataset_options
 from .errors import CacheError
 from .reader import ColumnReader
 from .records import Record
+from .salvage import lacking_rows
 from .snapshot import Snapshot, stale_rows
 
 
@@ -24,6 +25,8 @@ class ColumnSummary:
     rows: int
     behind: int
     """Rows whose samples have changed since they were encoded; training refuses the column for as long."""
+    lacking: list[str]
+    """Samples without features: lost and not brought back, or left out by ``--columns``; training leaves them out."""
     bytes: int
     fingerprint: str
     fields: dict[str, str]
@@ -113,11 +116,13 @@ def _summarize_column(cache: Cache, column: Column, edited: Mapping[int, int]) -
     name = column.name
     commits = [cache.commit(name, shard, generation) for shard, generation in cache.commits(name).items()]
     rewritten = [commit for commit in commits if commit.shard in edited]
+    lacking = ((cache.samples(c.shard), c) for c in commits if None in c.keys)
     return ColumnSummary(
         name=name,
         shards=len(commits),
         rows=sum(key is not None for commit in commits for key in commit.keys),
         behind=sum(len(stale_rows(column, c, cache.samples(c.shard, edited[c.shard]))) for c in rewritten),
+        lacking=[str(rows[i]["id"]) for rows, c in lacking for i in lacking_rows(column, c, rows)],
         bytes=sum(commit.bytes for commit in commits),
         fingerprint=column.fingerprint,
         fields={f.name: f"{f.dtype} {list(f.shape)}".replace("None", "*") for f in column.fields},

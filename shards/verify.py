@@ -19,6 +19,7 @@ from .files import open_plain
 from .index import Entries
 from .leases import reading
 from .reader import read_null
+from .salvage import lacking_rows
 from .snapshot import load_entries, stale_rows
 
 
@@ -40,6 +41,8 @@ class Verification:
     faults: list[Fault] = field(default_factory=list)
     missing_shards: dict[str, int] = field(default_factory=dict)
     """Shards of the plan that a column does not have yet: unfinished work, not damage."""
+    lacking: dict[str, list[str]] = field(default_factory=dict)
+    """By column, the samples without features in it: lost and not brought back, or left out by ``--columns``."""
 
 
 def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] = lambda nbytes: None) -> Verification:
@@ -54,9 +57,12 @@ def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] 
     return result
 
 
-def committed_bytes(cache: Cache) -> int:
-    """Bytes of all current shard files, by their commits; the total of `verify`'s progress."""
-    return sum(commit.bytes for commit in _readable_commits(cache))
+def committed_bytes(cache: Cache, *, samples: bool = True) -> int:
+    """Bytes of all current shard files, by their commits: the total of `verify`'s progress.
+
+    Without the ``samples`` that of a repair's.
+    """
+    return sum(commit.bytes for commit in _readable_commits(cache) if samples or commit.column != layout.SAMPLES)
 
 
 def _readable_commits(cache: Cache) -> Iterator[Commit]:
@@ -111,6 +117,7 @@ def _faults(
             result.rows[name] = result.rows.get(name, 0) + commit.rows
             yield from _file_faults(cache, commit, columns, deep)
             yield from _samples_faults(cache, commit, columns)
+            _note_lacking(cache, commit, columns, result)
             progress(commit.bytes)
 
 
@@ -144,6 +151,19 @@ def _samples_faults(cache: Cache, commit: Commit, columns: dict[str, Column]) ->
             layout.commit(layout.SAMPLES, commit.shard, commit.generation),
             f"is missing: '{column.name}' has {len(stale):,} rows of shard {commit.shard} that are newer than it",
         )
+
+
+def _note_lacking(cache: Cache, commit: Commit, columns: dict[str, Column], result: Verification) -> None:
+    column = columns.get(commit.column)
+    if column is None or None not in commit.keys:
+        return
+    try:
+        samples = cache.samples(commit.shard)
+        lacking = [str(samples[i]["id"]) for i in lacking_rows(column, commit, samples)]
+    except (CacheError, OSError, ValueError):
+        return  # Named where the samples are looked at.
+    if lacking:
+        result.lacking.setdefault(column.name, []).extend(lacking)
 
 
 def _file_faults(cache: Cache, commit: Commit, columns: dict[str, Column], deep: bool) -> Iterator[tuple[str, str]]:

@@ -44,6 +44,15 @@ def test_it_says_what_the_cache_holds_and_what_that_reveals(carded: tuple[Path, 
         assert f"**{what}**" in said
 
 
+def test_its_commands_name_the_checkpoint_that_the_cache_was_encoded_with(
+    carded: tuple[Path, Path], tiny_prior: Path
+) -> None:
+    said = card(carded[1])
+    assert f"\nkcache info CACHE --fits {tiny_prior.name}\n" in said
+    assert f"--output-dir my-prior --pretrained-prior-model-name-or-path {tiny_prior.name}\n" in said
+    assert f"\n`{tiny_prior.name}` is a copy of the checkpoint that it was encoded with.\n" in said
+
+
 def test_no_folder_of_this_machine_is_in_it(carded: tuple[Path, Path], tiny_prior: Path) -> None:
     for folder in (carded[0].parent, carded[1].parent, tiny_prior.parent, Path.home()):
         assert str(folder) not in card(carded[1])

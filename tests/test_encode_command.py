@@ -97,6 +97,28 @@ def test_a_first_run_encodes_everything_and_says_what_comes_next(first: tuple[Pa
     assert "1 empty caption, encoded as the empty prompt." in result.stderr
 
 
+def test_what_comes_next_names_the_checkpoints_of_the_cache_also_when_they_were_not_typed_again(
+    start: tuple[Path, Path], tiny_prior: Path, tiny_decoder: Path
+) -> None:
+    dataset, cache = start
+    said = done(kcache("encode", dataset, cache, "--device=cpu")).stdout
+    prior, decoder = checkpoint_options(tiny_prior, tiny_decoder)
+    assert f"kcache train prior {cache} --output-dir my-prior {prior.replace('=', ' ')}\n" in said
+    assert f"--output-dir my-decoder --resolution 32 {decoder.replace('=', ' ')}\n" in said
+
+
+def test_the_list_of_cut_captions_says_so_where_there_are_none(encode: Encode, start: tuple[Path, Path]) -> None:
+    dataset, cache = start
+    assert "long-caption.webp" in done(kcache("info", cache, "--cut-captions")).stdout
+    metadata = dataset / "metadata.jsonl"
+    lines = metadata.read_text("utf-8").splitlines(keepends=True)
+    metadata.write_text("".join(line for line in lines if "long-caption.webp" not in line), "utf-8")
+    (dataset / "long-caption.webp").unlink()
+    done(encode(dataset, cache, "--prune"))
+    result = done(kcache("info", cache, "--cut-captions"))
+    assert (result.stdout, result.stderr[:5]) == ("", "none:")
+
+
 def test_a_second_run_encodes_nothing_and_changes_no_file(encode: Encode, start: tuple[Path, Path]) -> None:
     dataset, cache = start
     before = tree(cache), stamps(cache)
@@ -394,7 +416,9 @@ def test_a_dry_run_says_what_would_be_encoded_and_why(encode: Encode, start: tup
 def test_a_dry_run_of_what_is_up_to_date_has_nothing_to_do(encode: Encode, start: tuple[Path, Path]) -> None:
     dataset, cache = start
     before = tree(cache), stamps(cache)
-    for line in done(encode(dataset, cache, "--dry-run")).stdout.splitlines()[:3]:
+    *columns, total = done(encode(dataset, cache, "--dry-run")).stdout.splitlines()
+    assert re.fullmatch(r"total +nothing to encode, which takes about .* here to find out; nothing was written", total)
+    for line in columns:
         assert line.endswith(
             "would encode 0 samples, about 0 bytes on disk (0 bytes of features), in about 0 s: nothing to do"
         )

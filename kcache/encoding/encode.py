@@ -15,6 +15,7 @@ from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
 from kcache.shards.leases import writing
 from kcache.shards.local_cache import LocalCache, local_cache_for
+from kcache.shards.salvage import SalvagedCache
 from kcache.shards.storage import Storage, open_storage
 
 from .columns import alpha_of, make_encoders
@@ -36,17 +37,11 @@ STREAM_SHARDS = 4
 """Shards' worth of a stream that is held in memory at once."""
 
 
-def encode(
-    config: EncodeConfig,
-    salvaged: Cache | None = None,
-    *,
-    only: frozenset[str] | None = None,
-    shards: frozenset[int] = frozenset(),
-) -> EncodeReport:
+def encode(config: EncodeConfig, salvaged: SalvagedCache | None = None) -> EncodeReport:
     """Bring a cache up to its dataset: encode what it lacks or what has changed, and nothing else.
 
-    To repair a damaged cache it is given as ``salvaged``: what is left of it; then ``only`` these samples, and
-    ``shards``, are brought up to date, and no other sample counts as new or gone.
+    To repair a damaged cache it is given as ``salvaged``: what is left of it. Then what is lost is encoded again, as
+    far as the dataset still has it, and every other row stays as it is; no sample counts as new or gone.
 
     Killed at any moment and called again it goes on from the last commit. KcacheError, with nothing lost, when a column
     was made otherwise and is not to be replaced, or when a feature is not a finite number.
@@ -66,7 +61,7 @@ def encode(
     root = storage.root
     if storage.is_local and root.resolve().is_relative_to(Path(config.dataset).resolve()):
         logger.info("%s lies in the folder of its own dataset: nothing in it is taken for a picture", root)
-    run = _Run(config, cache, local, encoders, scans, only, shards)
+    run = _Run(config, cache, local, encoders, scans, salvaged)
     run.check_columns()
     try:
         run.go(dataset)
@@ -130,16 +125,16 @@ class _Run:
     local: LocalCache | None
     encoders: dict[str, Encoder]
     scans: Scans
-    only: frozenset[str] | None = None
-    """The samples to look at; None: all."""
-    shards: frozenset[int] = frozenset()
-    """Shards to look at whatever samples they have."""
+    salvaged: SalvagedCache | None = None
+    """In a repair, what is left of the cache."""
     report: EncodeReport = field(default_factory=EncodeReport)
     replaced: dict[str, str] = field(default_factory=dict)
     """Columns of the cache that other encoders made, and what differs."""
 
     def __post_init__(self) -> None:
         max_pixels = self.config.max_pixels or DEFAULT_MAX_PIXELS
+        self.salvage = self.salvaged.salvage if self.salvaged else None
+        self.only = self.salvaged.samples_of_lost_rows() if self.salvaged else None
         self.decoding = Decoding(alpha_of(e.column for e in self.encoders.values()), max_pixels)
         self.device = find_device(self.config.device)
         self.batch_size = self.config.batch_size or default_batch_size(self.device)
@@ -204,8 +199,9 @@ class _Run:
             self.replaced,
             prune=self.config.prune,
             undecodable=lambda samples: why_undecodable(dataset, samples, self.decoding, self.workers),
+            salvage=self.salvage,
         )
-        work = finder.find(samples, known, gone=gone, shards=self.shards)
+        work = finder.find(samples, known, gone=gone, shards=self.salvage.shards if self.salvage else frozenset())
         self.report.samples += len(samples)
         self.report.add(work)
         if gone is None or self.only is not None:

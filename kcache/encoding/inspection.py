@@ -29,7 +29,7 @@ def captions_to_encode(work: Work, column: Column) -> Iterator[tuple[str, Sequen
 def _stale_captions(task: ShardTask, column: Column) -> Iterator[tuple[int, Sequence[str]]]:
     for i, (row, sample) in enumerate(zip(task.rows, task.samples, strict=True)):
         key = column.key_of(row) if row else column.input_key(list(sample.captions)) if sample else None
-        if key is not None and key != task.key(column.name, i):
+        if key is not None and key != task.key(column.name, i) and task.writes(column.name, i):
             yield i, row["captions"] if row else sample.captions if sample else ()
 
 

@@ -8,21 +8,24 @@ from kcache.shards import Cache, CacheError, Column, Commit, KcacheError, durabl
 from kcache.shards.leases import writing
 from kcache.shards.repair import Repair, repair
 from kcache.shards.repair_records import feature_columns
-from kcache.shards.salvage import Salvage, SalvagedCache
+from kcache.shards.salvage import Salvage, SalvagedCache, lacking_rows
 
 from .columns import make_encoders
 from .config import EncodeConfig
 from .encode import encode
+from .sample_rows import unknown
 from .shard_encoder import store
 
 
 @dataclass
 class Filled:
-    """What was encoded again, rows by column, and the samples of whose features nothing is left."""
+    """What was encoded again, rows by column, and what could not be."""
 
     encoded: dict[str, int] = field(default_factory=dict)
     missing: dict[str, list[str]] = field(default_factory=dict)
-    """By column, the samples that the dataset has no more, or that cannot be decoded any more."""
+    """By column, the samples whose features are lost, and which the dataset has no more as they were."""
+    aside: list[str] = field(default_factory=list)
+    """Samples of which not even the captions are left, and which the dataset has no more."""
 
 
 def fill_in(config: EncodeConfig, found: Repair) -> Filled:
@@ -43,9 +46,10 @@ def fill_in(config: EncodeConfig, found: Repair) -> Filled:
             _drop_samples(cache, shard)
     if not lost.shards:
         return Filled()
-    ids = {name for shard in lost.shards for name in SalvagedCache(cache.root, lost).ids(shard)}
-    report = encode(config, SalvagedCache(cache.root, lost), only=frozenset(ids), shards=lost.shards)
-    return Filled({name: n for name, n in report.encoded.items() if n}, _missing(Cache(config.cache), lost.shards))
+    report = encode(config, SalvagedCache(cache.root, lost))
+    cache, encoded = cache.reopened(), {name: n for name, n in report.encoded.items() if n}
+    aside = [row["id"] for shard in lost.forgotten for row in cache.samples(shard) if row == unknown(row["id"])]
+    return Filled(encoded, _missing(cache, lost.shards), aside)
 
 
 def _restore_records(config: EncodeConfig, cache: Cache, lost: Salvage) -> None:
@@ -93,7 +97,7 @@ def _missing(cache: Cache, shards: Iterable[int]) -> dict[str, list[str]]:
     for name in cache.column_names():
         column, generations = cache.column(name), cache.commits(name)
         for shard in sorted(set(shards) & generations.keys()):
-            keys, rows = cache.commit(name, shard, generations[shard]).keys, cache.samples(shard)
-            gone = [row["id"] for key, row in zip(keys, rows, strict=True) if key is None and column.key_of(row)]
-            missing.setdefault(name, []).extend(gone)
+            rows = cache.samples(shard)
+            lacking = lacking_rows(column, cache.commit(name, shard, generations[shard]), rows)
+            missing.setdefault(name, []).extend(rows[i]["id"] for i in lacking)
     return {name: ids for name, ids in missing.items() if ids}

@@ -49,6 +49,8 @@ class EncodeReport:
     """Samples that have features and cannot be encoded any more, and why."""
     taken_out: dict[str, str] = field(default_factory=dict)
     """Samples that lose their features, and why."""
+    lacking: dict[str, list[str]] = field(default_factory=dict)
+    """By column, samples that are kept, have no features in it, and cannot be encoded any more."""
     set_aside: dict[str, str] = field(default_factory=dict)
     found_bad: int = 0
     """Of those set aside, the ones that nobody could know of before their pictures were decoded."""
@@ -82,6 +84,8 @@ class EncodeReport:
         self.gone |= work.gone
         self.taken_out |= work.taken_out
         self.set_aside |= work.set_aside
+        for name, samples in work.lacking.items():
+            self.lacking.setdefault(name, []).extend(samples)
 
 
 def announce(counts: Mapping[str, Mapping[str, int]]) -> None:

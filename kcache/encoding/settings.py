@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kcache.checkpoints import DECODER, PRIOR, Checkpoint
+from kcache.checkpoints import Checkpoint
 from kcache.devices import find_device
+from kcache.encoded_with import CHECKPOINTS
 from kcache.shards import Column, KcacheError, UsageError
 from kcache.views import BUCKETS, CENTRE, ColumnName, View
 
@@ -17,13 +18,6 @@ from .templates import CaptionTemplate, asked_text_column
 Value = TypeVar("Value")
 
 DEFAULT_ALPHA = "white"
-
-_CHECKPOINTS = {
-    "text": ("prior", PRIOR),
-    "image": ("prior", PRIOR),
-    "latents": ("decoder", DECODER),
-}
-"""Which checkpoint a kind of column is made with, and its name on the hub."""
 
 
 class Settings:
@@ -43,9 +37,9 @@ class Settings:
 
     def checkpoint(self) -> Checkpoint:
         """The checkpoint that has the encoder. KcacheError where a recorded one was a folder and is there no more."""
-        which, default = _CHECKPOINTS[self._name.kind]
+        which, default = CHECKPOINTS[self._name.kind]
         option = f"pretrained_{which}_model_name_or_path"
-        makers = [column for column in self._records if _CHECKPOINTS[_kind(column)][0] == which]
+        makers = [column for column in self._records if CHECKPOINTS[_kind(column)][0] == which]
         notes = makers[0].notes if makers else {}
         name = getattr(self._config, option) or notes.get("from") or default
         if getattr(self._config, option) is None and makers and _was_folder(notes) and not Path(name).is_dir():

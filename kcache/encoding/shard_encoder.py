@@ -114,7 +114,8 @@ class ShardEncoder:
     ) -> None:
         for name, encoder in self.text.items():
             keys = [self.columns[name].key_of(row) for row in rows]
-            stale = [i for i, key in enumerate(keys) if key is not None and key != task.key(name, i)]
+            due = [i for i, key in enumerate(keys) if key is not None and task.writes(name, i)]
+            stale = [i for i in due if keys[i] != task.key(name, i)]
             captions = [rows[i]["captions"] for i in stale]
             encoded = encoder.features(captions, self.batch_size) if captions else iter(())
             for i, one in zip(stale, encoded, strict=True):
@@ -124,17 +125,22 @@ class ShardEncoder:
         """Commit the samples column first: features without their samples would be unexplained."""
         before = task.committed[layout.SAMPLES]
         keys = [samples_key(row, self.signature) for row in rows]
-        if before is None or list(before.keys) != keys or self.cache.rows_of(before) != rows:
+        is_old = before is None or list(before.keys) != keys or self.cache.rows_of(before) != rows
+        if is_old and _may_change(task, layout.SAMPLES):
             self.cache.commit_samples(task.shard, rows, keys, _next(before))
             self.shards_written += 1
         for name, by_row in features.items():
-            self._commit_column(task, self.columns[name], rows, by_row)
+            if _may_change(task, name):
+                self._commit_column(task, self.columns[name], rows, by_row)
 
     def _commit_column(
         self, task: ShardTask, column: Column, rows: list[SamplesRow], encoded: dict[int, Features]
     ) -> None:
         """One column of a shard: what was encoded, and beside it the bytes of the rows that are as they were."""
-        before, keys = task.committed[column.name], [column.key_of(row) for row in rows]
+        before = task.committed[column.name]
+        keys = [
+            column.key_of(r) if task.writes(column.name, i) else task.key(column.name, i) for i, r in enumerate(rows)
+        ]
         kept = [i for i, key in enumerate(keys) if key is not None and key == task.key(column.name, i)]
         made = {*kept, *encoded}
         now = [key if i in made else None for i, key in enumerate(keys)]
@@ -143,6 +149,10 @@ class ShardEncoder:
         stored = {**(read_rows(self.cache, column, before, kept) if before and kept else {}), **encoded}
         self.cache.commit_features(column, task.shard, [stored.get(i) for i in range(len(rows))], now, _next(before))
         self.shards_written += 1
+
+
+def _may_change(task: ShardTask, column: str) -> bool:
+    return any(task.writes(column, row) for row in range(len(task.rows)))
 
 
 def _next(before: Commit | None) -> int:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kcache.shards import Cache, Column, Commit, DamageError, layout
-from kcache.shards.salvage import LOST
+from kcache.shards.salvage import LOST, Salvage
 
 from .dataset import Sample
+from .lost_rows import is_kept, lost_rows, with_picture_of
 from .memory import Memory
 from .sample_rows import Compared, SamplesRow, aside, compare, has_features, pruned, unknown, vanished
 
@@ -18,7 +19,7 @@ class ShardTask:
 
     ``samples`` are those of the dataset (None: it has this one no more), ``rows`` what the samples column is to say
     (None: only the picture can tell), ``committed`` what each column has now, and ``pictures`` the columns that each
-    picture which is to be read will feed.
+    picture which is to be read will feed. ``lost`` are, in a repair, the rows of each column that may be written.
     """
 
     shard: int
@@ -27,6 +28,11 @@ class ShardTask:
     sha256: Sequence[str | None]
     committed: Mapping[str, Commit | None]
     pictures: Mapping[int, tuple[str, ...]]
+    lost: Mapping[str, frozenset[int]] | None = None
+
+    def writes(self, column: str, row: int) -> bool:
+        """Whether a row of one column may become another one."""
+        return self.lost is None or row in self.lost[column]
 
     def key(self, column: str, row: int) -> str | None:
         """What a row's features in one column were made from."""
@@ -49,6 +55,8 @@ class Work:
     """Samples that have features and cannot be encoded any more, and why."""
     taken_out: dict[str, str] = field(default_factory=dict)
     """Samples that lose their features, and why."""
+    lacking: dict[str, list[str]] = field(default_factory=dict)
+    """By column, samples that are kept, have no features in it, and cannot be encoded any more."""
     new_ids: list[str] = field(default_factory=list)
     first_new_shard: int = 0
     set_aside: dict[str, str] = field(default_factory=dict)
@@ -78,7 +86,8 @@ class WorkFinder:
 
     ``columns`` are those to bring up to date; ``replaced`` says of some why they are made anew; ``decoding`` is all
     that decides whether a picture can be decoded; ``prune`` marks samples that are gone as removed; ``undecodable``
-    says of samples why their pictures cannot be decoded, None for those that can.
+    says of samples why their pictures cannot be decoded, None for those that can. In a repair ``salvage`` has what is
+    lost: it alone is to be written.
     """
 
     cache: Cache | None
@@ -89,6 +98,7 @@ class WorkFinder:
     replaced: Mapping[str, str] = field(default_factory=dict)
     prune: bool = False
     undecodable: Callable[[Sequence[Sample]], Iterable[str | None]] = lambda samples: [None] * len(samples)
+    salvage: Salvage | None = None
 
     def find(
         self,
@@ -161,6 +171,8 @@ class WorkFinder:
             self._compare(row, key, sample, sample_id)
             for row, key, sample, sample_id in zip(rows, keys, samples, ids, strict=True)
         ]
+        if self.salvage:
+            self._keep(self.salvage, shard, rows, samples, compared, committed)
         if not samples_commit and any(committed.values()):
             compared = [self._with_hash(now, sample) for now, sample in zip(compared, samples, strict=True)]
         self._look_at_changed(rows, samples, compared)
@@ -168,7 +180,23 @@ class WorkFinder:
             compared[i] = self._note(row, compared[i], sample, sample_id)
         there = [None if c.gone else sample for sample, c in zip(samples, compared, strict=True)]
         edited = list(rows) != [c.row for c in compared] or LOST in keys
-        self._add_task(shard, there, compared, committed, edited)
+        lost = lost_rows(self.salvage, shard, rows, self.columns, committed) if self.salvage else None
+        self._add_task(shard, there, compared, committed, edited, lost)
+
+    def _keep(
+        self,
+        salvage: Salvage,
+        shard: int,
+        rows: Sequence[SamplesRow | None],
+        samples: list[Sample | None],
+        compared: list[Compared],
+        committed: Mapping[str, Commit | None],
+    ) -> None:
+        """Let rows that are not lost themselves be as they are, and samples be there only with the picture of these."""
+        for i, row in enumerate(rows):
+            if row and is_kept(salvage, shard, i, row, self.columns, committed):
+                samples[i] = with_picture_of(row, samples[i], self.memory)
+                compared[i] = Compared(row, sha256=row["sha256"])
 
     def _commit(self, name: str, shard: int) -> Commit | None:
         generation = self._generations[name].get(shard)
@@ -228,14 +256,20 @@ class WorkFinder:
         compared: Sequence[Compared],
         committed: Mapping[str, Commit | None],
         edited: bool,
+        lost: Mapping[str, frozenset[int]] | None = None,
     ) -> None:
         """Count the rows of a shard in every column, and note what is to do where anything is."""
         pictures: dict[int, list[str]] = {i: [] for i, c in enumerate(compared) if c.row is None}
         for column in self.columns:
             commit = committed[column.name]
-            edited = edited or commit is None
+            edited = edited or (commit is None and lost is None)
             for i, (sample, now) in enumerate(zip(samples, compared, strict=True)):
                 have, want = commit.keys[i] if commit else None, _key(column, sample, now)
+                if lost is not None and i not in lost[column.name]:
+                    self.work.counts[column.name]["hit"] += have is not None
+                    continue
+                if now.gone and want and have in (None, LOST) and column.reads == "image" and commit:
+                    self.work.lacking.setdefault(column.name, []).append(str((now.row or {}).get("id")))
                 state = self._state(column, have, want, sample, now)
                 if state:
                     self.work.counts[column.name][state] += 1
@@ -247,7 +281,7 @@ class WorkFinder:
         if edited or pictures:
             rows, hashes = [c.row for c in compared], [c.sha256 for c in compared]
             fed = {i: tuple(names) for i, names in sorted(pictures.items())}
-            self.work.tasks.append(ShardTask(shard, samples, rows, hashes, committed, fed))
+            self.work.tasks.append(ShardTask(shard, samples, rows, hashes, committed, fed, lost))
 
     def _state(
         self, column: Column, have: str | None, want: str | None, sample: Sample | None, now: Compared
