@@ -105,7 +105,7 @@ class Cache:
     @cached_property
     def shard_count(self) -> int:
         """How many shards the plan has (asked of the disk once; see `extend_plan`)."""
-        shards = self._planned()
+        shards = self.planned_shards()
         count = max(shards, default=-1) + 1
         # Asked for again by name: a listing may miss a file that another process adds while it is made.
         for shard in range(count) if len(shards) < count else ():
@@ -113,12 +113,8 @@ class Cache:
                 raise DamageError(f"{self.name} lacks {layout.plan(shard)}; run 'kcache verify {self.name}'")
         return count
 
-    @property
-    def planned_shards(self) -> int:
-        """As `shard_count`, of a plan that may have holes."""
-        return max(self._planned(), default=-1) + 1
-
-    def _planned(self) -> set[int]:
+    def planned_shards(self) -> set[int]:
+        """The shards that have a plan; where it has no holes, those below `shard_count`."""
         numbers = (layout.parse_number(name) for name in _listed(self.root / layout.PLAN))
         return {number for number in numbers if number is not None}
 

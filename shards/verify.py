@@ -81,13 +81,15 @@ def _readable_commits(cache: Cache) -> Iterator[Commit]:
 def _faults(
     cache: Cache, deep: bool, result: Verification, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, str]]:
-    rows, shards = [], cache.planned_shards  # a plan that is missing must not hide what else is
-    for shard in range(shards):
+    planned, rows = sorted(cache.planned_shards()), dict[int, int]()
+    for before, shard in zip([-1, *planned], planned, strict=False):
+        # One line for all that are missing in a row: a stranger's plan may have any number.
+        if shard > before + 1 and not (cache.root / layout.plan(before + 1)).exists():
+            yield layout.plan(before + 1), "is missing" + (f", and all up to {shard - 1}" if shard > before + 2 else "")
         try:
-            rows.append(len(cache.planned_ids(shard)))
+            rows[shard] = len(cache.planned_ids(shard))
         except (CacheError, OSError) as error:
             yield layout.plan(shard), str(error)
-            rows.append(-1)
     for number in dataset_records(cache):
         try:
             dataset_options(cache, number)
@@ -102,7 +104,7 @@ def _faults(
             yield from _column_faults(cache, name, columns)
         generations = cache.commits(name)
         done = {*generations, *(without_samples if name == layout.SAMPLES else ())}
-        result.missing_shards[name] = shards - len(done)
+        result.missing_shards[name] = len({*planned} - done)
         for shard, generation in generations.items():
             path = cache.commit_path(name, shard, generation).relative_to(cache.root).as_posix()
             try:
@@ -110,9 +112,9 @@ def _faults(
             except (CacheError, OSError) as error:
                 yield path, str(error)
                 continue
-            if shard >= shards:
+            if shard > max(planned, default=-1):
                 yield path, f"belongs to shard {shard}, which the plan does not have: {layout.plan(shard)} is missing"
-            elif rows[shard] not in (-1, commit.rows):
+            elif rows.get(shard, commit.rows) != commit.rows:
                 yield path, f"has {commit.rows:,} rows, the plan of shard {shard} has {rows[shard]:,}"
             result.files += 1
             result.bytes += commit.bytes
