@@ -109,6 +109,8 @@ def _show(leftovers: "Leftovers", min_age: float) -> None:
     if leftovers.in_use:
         readers = ", ".join(sorted({str(lease) for lease in leftovers.readers})) or "others"
         say(f"Kept for now, in use by {readers}: {_sum(leftovers.in_use)}")
+    if leftovers.unfinished:
+        say(f"Kept, of shards that are not encoded yet: {_sum(leftovers.unfinished)}")
     if leftovers.unknown:
         names = ", ".join(leftovers.unknown[:3]) + (", ..." if len(leftovers.unknown) > 3 else "")
         say(f"Left alone, not made by kcache: {count(len(leftovers.unknown), 'file')} ({names})")

@@ -13,6 +13,7 @@ from kcache.shards import Cache, KcacheError, UsageError, dataset_options, layou
 from kcache.shards.columns import differences
 from kcache.shards.copying import Places, Sources, copy_rows, own_shards, recut, remaining_shards, require_finished
 from kcache.shards.leases import reading, writing
+from kcache.shards.losses import require_nothing_lost
 from kcache.shards.objects import is_url
 
 NAMED = 5
@@ -57,6 +58,7 @@ def convert(config: ConvertConfig) -> CopyReport:
     Shards stay as they are cut, so that an unfinished cache may be converted too, unless another size is asked for.
     """
     source = Cache(config.cache)
+    require_nothing_lost(source)
     shards, shard_size = own_shards(source), config.shard_size or source.shard_size
     if shard_size != source.shard_size:
         require_finished(source)
@@ -72,6 +74,7 @@ def compact(cache: str, to: str) -> CopyReport:
     the folder itself.
     """
     source = Cache(cache)
+    require_nothing_lost(source)
     require_finished(source)
     shards = recut(remaining_shards(source), source.shard_size)
     return _copy(Sources.one(source), _target(to, [source], source.shard_size, None), shards)
@@ -87,6 +90,8 @@ def merge(config: MergeConfig) -> CopyReport:
             " none"
         )
     sources = Sources([Cache(name) for name in config.caches], config.prefix or ("",) * len(config.caches))
+    for cache in sources.caches:
+        require_nothing_lost(cache)
     _require_same_columns(sources.caches)
     for cache in sources.caches:
         require_finished(cache)

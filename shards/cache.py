@@ -20,6 +20,12 @@ from .storage import Storage, open_storage
 PACK = {"tar": tar.pack, "h5": hdf5.pack}
 """What makes the bytes of a shard file of each container, with its index."""
 
+NO_ROOT_RECORD = (
+    "nothing else says how the cache is laid out, so no command can bring it back; copy it from another cache of the"
+    " same --shard-size and --format, such as a new one of a single picture"
+)
+"""What is to be done where ``kcache.json`` is lost."""
+
 _PACKED_SIZE = {"tar": tar.packed_size, "h5": hdf5.packed_size}
 
 
@@ -41,9 +47,14 @@ class Cache:
         storage.refresh()
         self.storage, self.root, self.name = storage, storage.root, storage.name
         if not (self.root / layout.ROOT_RECORD).is_file():
+            if {layout.PLAN, layout.COMMITS} <= {*storage.names()}:
+                raise DamageError(f"{self.name}/{layout.ROOT_RECORD} is missing: {NO_ROOT_RECORD}")
             raise CacheError(f"{self.name} is not a kcache cache; make one with 'kcache encode DATASET {self.name}'")
         refuse_links(self.root, self.root / layout.COMMITS, self.root / layout.derived(""))
-        record = load_record(self.root / layout.ROOT_RECORD)
+        try:
+            record = load_record(self.root / layout.ROOT_RECORD)
+        except DamageError:
+            raise DamageError(f"{self.name}/{layout.ROOT_RECORD} is damaged: {NO_ROOT_RECORD}") from None
         _refuse_other_version(self.name, record.get("format_version"))
         try:
             self.shard_size = integer(record, "shard_size", least=1, most=layout.MAX_SHARD_SIZE)
@@ -101,14 +112,18 @@ class Cache:
     @cached_property
     def shard_count(self) -> int:
         """How many shards the plan has (asked of the disk once; see `extend_plan`)."""
-        names = (layout.parse_number(name) for name in _listed(self.root / layout.PLAN))
-        shards = {number for number in names if number is not None}
+        shards = self.planned_shards()
         count = max(shards, default=-1) + 1
         # Asked for again by name: a listing may miss a file that another process adds while it is made.
         for shard in range(count) if len(shards) < count else ():
             if shard not in shards and not (self.root / layout.plan(shard)).exists():
                 raise DamageError(f"{self.name} lacks {layout.plan(shard)}; run 'kcache verify {self.name}'")
         return count
+
+    def planned_shards(self) -> set[int]:
+        """The shards that have a plan; where it has no holes, those below `shard_count`."""
+        numbers = (layout.parse_number(name) for name in _listed(self.root / layout.PLAN))
+        return {number for number in numbers if number is not None}
 
     def planned_ids(self, shard: int) -> list[str]:
         """The ids that one shard's samples had when they were added, in order."""
@@ -149,9 +164,9 @@ class Cache:
 
     def column_names(self) -> list[str]:
         """The feature columns whose record exists, sorted."""
-        return sorted(self._editions())
+        return sorted(self.editions())
 
-    def _editions(self) -> dict[str, int]:
+    def editions(self) -> dict[str, int]:
         """The latest edition of every feature column."""
         editions: dict[str, int] = {}
         for file in _listed(self.root / layout.COLUMNS):
@@ -161,11 +176,15 @@ class Cache:
 
     def stem(self, name: str) -> str:
         """What the files of a column's latest edition are named after."""
-        return layout.stem(name, self._editions().get(name, 1))
+        return layout.stem(name, self.editions().get(name, 1))
 
     def column(self, name: str) -> Column:
         """The record of one column; CacheError naming those that exist when ``name`` is not among them."""
-        editions = self._editions()
+        begun = self.begun_editions().get(name, 0)  # before the records: another process may be making one
+        editions = self.editions()
+        if begun > editions.get(name, 0):
+            lost = self.root / layout.column(layout.stem(name, begun))
+            raise DamageError(f"{lost} is missing, though shards of it were committed; run 'kcache verify {self.name}'")
         if name not in editions:
             have = ", ".join(sorted(editions)) or "none"
             raise CacheError(f"{self.name} has no column '{name}' (it has: {have}); add it with 'kcache encode'")
@@ -173,18 +192,18 @@ class Cache:
         column = Column.from_record(load_record(path))
         if (column.name, column.edition) != (name, editions[name]):
             raise DamageError(f"{path} is the record of another column; run 'kcache verify {self.name}'")
-        if (begun := self.begun_editions().get(name, 0)) > column.edition:
-            lost = self.root / layout.column(layout.stem(name, begun))
-            raise DamageError(f"{lost} is missing, though shards of it were committed; run 'kcache verify {self.name}'")
         return column
 
     def begun_editions(self) -> dict[str, int]:
         """The highest edition of every column that has a folder of commits; its record was written before."""
         begun: dict[str, int] = {}
-        for folder in _listed(self.root / layout.COMMITS):
-            if parsed := layout.parse_stem(folder):
-                begun[parsed[0]] = max(begun.get(parsed[0], 0), parsed[1])
+        for name, edition in filter(None, map(layout.parse_stem, self.begun_stems())):
+            begun[name] = max(begun.get(name, 0), edition)
         return begun
+
+    def begun_stems(self) -> list[str]:
+        """What the folders of commits are called: one for each edition of a column that was begun."""
+        return sorted(name for name in _listed(self.root / layout.COMMITS) if layout.parse_stem(name))
 
     def add_column(self, column: Column, null: tar.Row | None) -> Column:
         """Write a column's record and its null features unless they exist; returns the column as it stands on disk.
@@ -235,7 +254,11 @@ class Cache:
 
     def commits(self, name: str) -> dict[int, int]:
         """The current generation of every committed shard of a column, by shard."""
-        return dict(sorted(layout.parse_commits(_listed(self.root / layout.commits(self.stem(name))))))
+        return self.commits_of(self.stem(name))
+
+    def commits_of(self, stem: str) -> dict[int, int]:
+        """What `commits` says, of one edition of a column by what its files are named after."""
+        return dict(sorted(layout.parse_commits(_listed(self.root / layout.commits(stem)))))
 
     def commit_path(self, name: str, shard: int, generation: int) -> Path:
         """Where one commit of a column's latest edition lies."""
@@ -390,6 +413,8 @@ def refuse_foreign_folder(storage: Storage) -> None:
     # Listed before the record is looked for: another process may be making the cache, and makes the record first.
     foreign = storage.names()
     if foreign and not storage.has(layout.ROOT_RECORD):
+        if {layout.PLAN, layout.COMMITS} <= {*foreign}:
+            raise DamageError(f"{storage.name}/{layout.ROOT_RECORD} is missing: {NO_ROOT_RECORD}")
         raise CacheError(
             f"{storage.name} is not empty and not a kcache cache (it has: {', '.join(foreign[:3])});"
             " name another folder for the cache"

@@ -2,13 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import layout
 from .errors import DamageError
-from .records import Record, integer, load_record, mapping, string
+from .records import Record, digest, integer, load_record, mapping, string
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,6 +74,16 @@ def commit_of(
 ) -> Commit:
     """The commit of a file that holds ``data``."""
     return Commit(column, shard, generation, file, len(data), sha256(data), len(keys), tuple(keys), index)
+
+
+def samples_key(row: Mapping[str, Any], decoding: object) -> str | None:
+    """The key of a row of the samples column.
+
+    A row that was set aside counts for what decodes pictures now (``decoding``) and is tried again when that changes.
+    """
+    if "removed" in row:
+        return None
+    return digest([row["captions"], row["sha256"], *([decoding] if "set_aside" in row else [])])
 
 
 def reference(record: Record) -> Record:

@@ -11,6 +11,7 @@ from .columns import differences
 from .commits import Commit
 from .index import Entries
 from .leases import reading
+from .losses import require_nothing_lost
 from .records import Record
 from .rewrite import read_rows
 from .snapshot import load_entries
@@ -74,6 +75,8 @@ def diff(
     Rows that were removed count as absent. ``progress`` is told the rows of every shard of the first, for each column.
     DamageError where what is compared is not as it was committed.
     """
+    for cache in (first, second):
+        require_nothing_lost(cache)
     with reading(first.root), reading(second.root):
         return _diff(first, second, deep, progress)
 

@@ -12,6 +12,7 @@ from . import durable, layout
 from .cache import Cache
 from .errors import CacheError
 from .leases import reading
+from .losses import require_nothing_lost
 from .reader import ColumnReader, read_null
 from .records import Record, digest, dump_record, load_record
 from .snapshot import Snapshot
@@ -57,6 +58,7 @@ def export_joined(
 def _export(
     cache: Cache, to: Path, columns: Sequence[str], shard_size: int | None, progress: Callable[[int], object]
 ) -> Joined:
+    require_nothing_lost(cache)
     names, size = list(columns) or cache.column_names(), shard_size or cache.shard_size
     if not names:
         raise CacheError(f"{cache.name} has no columns yet; finish it with 'kcache encode DATASET {cache.name}'")

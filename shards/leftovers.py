@@ -14,6 +14,7 @@ from .commits import Commit
 from .dataset_options import dataset_records
 from .errors import CacheError
 from .leases import READER, Lease, Pins, leases
+from .losses import require_nothing_lost
 
 COMMITS, SHARDS, SAMPLES, EDITIONS, NULLS, OPTIONS, TEMPORARY, DERIVED = KINDS = (
     "older commits",
@@ -52,6 +53,8 @@ class Leftovers:
     """What is too young, or has been current until a moment ago: somebody without a lease may be at it."""
     in_use: list[Leftover] = field(default_factory=list)
     """What a reader pinned, and temp files that are being written."""
+    unfinished: list[Leftover] = field(default_factory=list)
+    """Files of shards that their column has no commit of: left by a kill, or all that is left of a lost commit."""
     unknown: list[str] = field(default_factory=list)
     """Files that kcache did not make."""
     readers: list[Lease] = field(default_factory=list)
@@ -60,11 +63,12 @@ class Leftovers:
 def find_leftovers(cache: Cache, min_age: float) -> Leftovers:
     """Look at every file of a cache; those that changed, or ceased to be current, ``min_age`` seconds ago may go.
 
-    CacheError where something that is current is damaged: what is older may be all that is left of it.
+    CacheError where something that is current is damaged or lost: what is older may be all that is left of it.
     """
     readers = [lease for lease in leases(cache.root) if lease.kind == READER and lease.is_alive]
     # After the leases: a reader that is not among them yet will pin what is current, and that stays.
     cache.require_local("kcache gc")
+    require_nothing_lost(cache)
     current = _Current(Cache(cache.root))
     pinned = _pinned_files(cache, [lease.pins for lease in readers])
     result, now = Leftovers(readers=readers), time.time()
@@ -77,6 +81,8 @@ def find_leftovers(cache: Cache, min_age: float) -> Leftovers:
                 result.unknown.append(path)
             elif _is_in_use(cache.root / path, leftover, pinned):
                 result.in_use.append(leftover)
+            elif current.may_be_the_last(leftover):
+                result.unfinished.append(leftover)
             else:
                 (result.young if now - current.since(path) < min_age else result.found).append(leftover)
         except FileNotFoundError:
@@ -90,10 +96,11 @@ class _Current:
     def __init__(self, cache: Cache) -> None:
         self.root = cache.root
         self.options = max(dataset_records(cache), default=0)
+        self.shards = cache.shard_count
         self.files = {
             layout.ROOT_RECORD,
             layout.CARD,
-            *map(layout.plan, range(cache.shard_count)),
+            *map(layout.plan, range(self.shards)),
             layout.dataset(self.options),
         }
         self.editions = {layout.SAMPLES: 1}
@@ -122,6 +129,14 @@ class _Current:
         """A file that is not among ``files``; None for one that kcache never made."""
         kind = self._kind(path)
         return Leftover(path, kind, (self.root / path).lstat().st_size) if kind else None
+
+    def may_be_the_last(self, leftover: Leftover) -> bool:
+        """Whether a file is of a shard of the plan that its column has no commit of."""
+        if leftover.kind not in (SHARDS, SAMPLES):
+            return False
+        stem, _, name = leftover.path.partition("/")
+        shard = name.split("-")[0]
+        return int(shard) < self.shards and f"{stem}/{shard}" not in self.changed
 
     def since(self, path: str) -> float:
         """Since when a leftover has been one, at least."""

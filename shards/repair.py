@@ -12,12 +12,14 @@ from .errors import CacheError
 from .files import read_plain
 from .index import dump_index, load_index, present
 from .leases import writing
+from .losses import lost_samples
 from .reader import read_null
 from .records import MAX_BYTES
 from .repair_records import (
     drop_derived,
     drop_options,
     feature_columns,
+    lost_samples_commit,
     mend_plan,
     mend_samples,
     samples_commit,
@@ -51,6 +53,11 @@ def repair(root: Path, progress: Callable[[int], object] = lambda nbytes: None) 
         for shard, generation in cache.commits(layout.SAMPLES).items():
             if said := mend_samples(cache, shard, generation, done.lost):
                 done.mended.append(said)
+        for shard, generation in lost_samples(cache).items():
+            if rebuilt := lost_samples_commit(cache, shard, generation):
+                done.mended.append(write_commit(cache, rebuilt))
+            else:
+                done.lost.forgotten.append(shard)
         done.mended += [*mend_plan(cache), *drop_options(cache)]
         cache = Cache(root)
         for name in feature_columns(cache):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from . import durable, layout
 from .cache import Cache
-from .commits import Commit, commit_of, sha256
+from .commits import Commit, commit_of, samples_key, sha256
 from .dataset_options import dataset_options, dataset_records
 from .errors import CacheError
 from .files import read_plain
 from .records import dump_lines, dump_record, load_lines
 from .salvage import LOST, Salvage, older_commits, whole_samples
+from .snapshot import stale_rows
 
 
 def feature_columns(cache: Cache) -> dict[str, int]:
@@ -43,19 +44,44 @@ def mend_samples(cache: Cache, shard: int, generation: int, lost: Salvage) -> st
 
 
 def samples_commit(cache: Cache, shard: int, generation: int) -> Commit | None:
-    """The commit of the one samples file that no other commit names. Its keys are unknown; the next encode tells them.
+    """The commit of the one samples file that no other commit names.
 
-    None where there are several such files, of which a killed encode may have left one, or none.
+    The keys of rows that were set aside are unknown: the next encode tries these again. None where there are several
+    such files, of which a killed encode may have left one, or none.
     """
     found = []
     for path, data in unnamed_files(cache, layout.SAMPLES, shard, generation, "jsonl"):
         try:
-            rows = len(load_lines(path))
-        except CacheError:
+            keys = [None if "set_aside" in row else samples_key(row, None) for row in load_lines(path)]
+        except (CacheError, KeyError, TypeError):
             continue
         file = path.relative_to(cache.root).as_posix()
-        found.append(commit_of(layout.SAMPLES, shard, generation, file, data, [None] * rows))
+        found.append(commit_of(layout.SAMPLES, shard, generation, file, data, keys))
     return found[0] if len(found) == 1 else None
+
+
+def lost_samples_commit(cache: Cache, shard: int, generation: int) -> Commit | None:
+    """As `samples_commit`, of a shard that has no commit of samples any more, but features of ``generation``.
+
+    It gets a generation above 1 where features lag behind it: only then does a reader look for such rows.
+    """
+    commit = samples_commit(cache, shard, generation)
+    if commit is None or generation > 1 or not _lags_behind(cache, commit):
+        return commit
+    return replace(commit, generation=2)
+
+
+def _lags_behind(cache: Cache, commit: Commit) -> bool:
+    """Whether any features of a shard are of other samples than ``commit`` has."""
+    for name in feature_columns(cache):
+        try:
+            column, rows = cache.column(name), cache.rows_of(commit)
+            features = cache.commit(name, commit.shard, cache.commits(name)[commit.shard])
+            if stale_rows(column, features, rows):
+                return True
+        except (CacheError, KeyError):
+            continue  # it has none of this shard, or cannot be read before it is mended
+    return False
 
 
 def mend_plan(cache: Cache) -> Iterator[str]:

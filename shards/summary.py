@@ -10,6 +10,7 @@ from .cache import Cache
 from .columns import Column
 from .dataset_options import dataset_options
 from .errors import CacheError
+from .losses import require_nothing_lost
 from .reader import ColumnReader
 from .records import Record
 from .salvage import lacking_rows
@@ -58,7 +59,8 @@ class Summary:
 
 
 def summarize(cache: Cache) -> Summary:
-    """Read the records of a cache; no features are read."""
+    """Read the records of a cache; no features are read. DamageError where a record of which they tell is gone."""
+    require_nothing_lost(cache)
     set_aside, captions, removed, forgotten = {}, 0, 0, 0
     cache.bring_samples()
     generations = cache.commits(layout.SAMPLES)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from .errors import CacheError, DamageError
 from .files import open_plain
 from .index import Entries
 from .leases import reading
+from .losses import RECORD_IS_LOST, SAMPLES_ARE_LOST, lost_records, lost_samples
 from .reader import read_null
 from .salvage import lacking_rows
 from .snapshot import load_entries, stale_rows
@@ -53,8 +55,15 @@ def verify(cache: Cache, *, deep: bool = False, progress: Callable[[int], None] 
     result = Verification()
     with reading(cache.root):
         for path, problem in _faults(cache, deep, result, progress):
-            result.faults.append(Fault(path, problem))
+            result.faults.append(Fault(path, _without_advice(cache, path, problem)))
     return result
+
+
+def _without_advice(cache: Cache, path: str, problem: str) -> str:
+    """What an error says of a file, without the name of the cache and of the file, and the advice to verify it."""
+    problem = re.sub(r"; run 'kcache verify[^;]*", "", problem)
+    problem = re.sub(rf"(?<![\w/.-])({re.escape(str(cache.root))}|{re.escape(cache.name)})/", "", problem)
+    return problem.removeprefix(f"{path} ").removeprefix(f"{path}: ")
 
 
 def committed_bytes(cache: Cache, *, samples: bool = True) -> int:
@@ -78,29 +87,30 @@ def _readable_commits(cache: Cache) -> Iterator[Commit]:
 def _faults(
     cache: Cache, deep: bool, result: Verification, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, str]]:
-    rows = []
-    try:
-        shards = cache.shard_count
-    except CacheError as error:
-        yield "plan", str(error)
-        return
-    for shard in range(shards):
+    planned, rows = sorted(cache.planned_shards()), dict[int, int]()
+    for before, shard in zip([-1, *planned], planned, strict=False):
+        # One line for all that are missing in a row: a stranger's plan may have any number.
+        if shard > before + 1 and not (cache.root / layout.plan(before + 1)).exists():
+            yield layout.plan(before + 1), "is missing" + (f", and all up to {shard - 1}" if shard > before + 2 else "")
         try:
-            rows.append(len(cache.planned_ids(shard)))
+            rows[shard] = len(cache.planned_ids(shard))
         except (CacheError, OSError) as error:
             yield layout.plan(shard), str(error)
-            rows.append(-1)
     for number in dataset_records(cache):
         try:
             dataset_options(cache, number)
         except (CacheError, OSError) as error:
             yield layout.dataset(number), str(error)
+    without_samples = lost_samples(cache)
+    for shard, generation in without_samples.items():
+        yield layout.commit(layout.SAMPLES, shard, generation), f"is missing, {SAMPLES_ARE_LOST}"
     columns: dict[str, Column] = {}
     for name in _columns(cache):
         if name != layout.SAMPLES:
             yield from _column_faults(cache, name, columns)
         generations = cache.commits(name)
-        result.missing_shards[name] = shards - len(generations)
+        done = {*generations, *(without_samples if name == layout.SAMPLES else ())}
+        result.missing_shards[name] = len({*planned} - done)
         for shard, generation in generations.items():
             path = cache.commit_path(name, shard, generation).relative_to(cache.root).as_posix()
             try:
@@ -108,9 +118,9 @@ def _faults(
             except (CacheError, OSError) as error:
                 yield path, str(error)
                 continue
-            if shard >= shards:
+            if shard > max(planned, default=-1):
                 yield path, f"belongs to shard {shard}, which the plan does not have: {layout.plan(shard)} is missing"
-            elif rows[shard] not in (-1, commit.rows):
+            elif rows.get(shard, commit.rows) != commit.rows:
                 yield path, f"has {commit.rows:,} rows, the plan of shard {shard} has {rows[shard]:,}"
             result.files += 1
             result.bytes += commit.bytes
@@ -128,6 +138,9 @@ def _columns(cache: Cache) -> list[str]:
 
 def _column_faults(cache: Cache, name: str, columns: dict[str, Column]) -> Iterator[tuple[str, str]]:
     """Notes the column among ``columns`` where its record is whole."""
+    if lost := lost_records(cache).get(name):
+        yield layout.column(layout.stem(name, lost)), f"is missing, {RECORD_IS_LOST}"
+        return
     try:
         column = columns[name] = cache.column(name)
         if column.null is not None:

@@ -117,6 +117,7 @@ def test_another_state_is_never_mixed_in(cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="holds an export of another state of a cache, or with other columns"):
         export_joined(cache, tmp_path / "tars", ["image"])
     cache.extend_plan(["one more"])
+    cache.commit_samples(3, [{"id": "one more", "captions": ["a"], "sha256": "0"}], ["key 10"])
     commit_shard(cache, "image", 3, range(10, 11))
     with pytest.raises(CacheError, match=r"1 of 4 shards lack image or text; finish with 'kcache encode DATASET"):
         export_joined(cache, tmp_path / "tars")

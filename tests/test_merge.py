@@ -1,6 +1,7 @@
 """Several caches as one: the rows of the first, then those of the next, and no id that means two samples."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def test_caches_of_other_encoders_or_columns_are_refused(tmp_path: Path) -> None
     with pytest.raises(KcacheError, match=r"encoded otherwise than .* \(class is 'one', not 'two'\), so they cannot"):
         merged(tmp_path / "both", one, two)
     (two.root / "columns" / "image.json").unlink()
+    shutil.rmtree(two.root / "commits" / "image")
     with pytest.raises(KcacheError, match=r"has the columns text and .* has image, text; add what is missing"):
         merged(tmp_path / "both", one, two)
 

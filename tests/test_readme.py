@@ -37,5 +37,17 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}, which does not exist"
 
 
+def test_every_test_that_the_format_promises_by_is_in_the_file_named() -> None:
+    """``file.py::test`` below tests/, or a whole file; no beginnings of names."""
+    document = (ROOT / "docs" / "format.md").read_text()
+    named = [name for name in re.findall(r"`([^`\n]+)`", document) if re.search(r"\btest_", name)]
+    assert len(named) > 50
+    for name in named:
+        file, _, test = name.partition("::")
+        path = ROOT / "tests" / file
+        assert path.is_file(), f"docs/format.md names {name}, and there is no tests/{file}"
+        assert not test or f"\ndef {test}(" in path.read_text(), f"docs/format.md names {name}: {file} lacks it"
+
+
 if __name__ == "__main__":
     sys.stdout.write(file_map())

@@ -15,6 +15,7 @@ from kcache.shards.cache import different_column, refuse_foreign_folder
 from kcache.shards.columns import differences
 from kcache.shards.leases import writing
 from kcache.shards.local_cache import LocalCache, local_cache_for
+from kcache.shards.losses import require_nothing_lost
 from kcache.shards.salvage import SalvagedCache
 from kcache.shards.storage import Storage, open_storage
 
@@ -103,6 +104,7 @@ def _open_cache(config: EncodeConfig, storage: Storage, local: LocalCache | None
             raise UsageError(f"{root} is not made yet, so there is no column to replace; leave --replace-column out")
         return None
     cache = Cache(config.cache, local)
+    require_nothing_lost(cache)
     if config.format and config.format != cache.container:
         raise KcacheError(
             f"{root} holds .{cache.container} shards; name another cache folder for --format {config.format}"

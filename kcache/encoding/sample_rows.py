@@ -1,10 +1,9 @@
 """What the samples column says of one sample, and how the sample as it is now compares with that."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kcache.shards.records import digest
+from kcache.shards.commits import samples_key
 
 from .dataset import Sample
 from .memory import Memory
@@ -24,16 +23,6 @@ class Compared:
     """What the picture hashes to now, where that is known."""
     gone: str | None = None
     """Why the sample cannot be encoded any more, where its features are kept all the same."""
-
-
-def samples_key(row: Mapping[str, Any], decoding: object) -> str | None:
-    """The key of a row of the samples column.
-
-    A row that was set aside counts for what decodes pictures now (``decoding``) and is tried again when that changes.
-    """
-    if "removed" in row:
-        return None
-    return digest([row["captions"], row["sha256"], *([decoding] if "set_aside" in row else [])])
 
 
 def aside(sample: Sample, reason: str, sha256: str | None = None, *, transient: bool = False) -> SamplesRow:

@@ -8,13 +8,14 @@ from typing import Any, cast
 import numpy as np
 
 from kcache.shards import Cache, Column, Commit, KcacheError, layout, read_rows
+from kcache.shards.commits import samples_key
 
 from .dataset import Dataset
 from .encoders import Encoder, Features, ImageEncoder
 from .images import Decoding
 from .memory import Memory
 from .pictures import Picture, prepare
-from .sample_rows import SamplesRow, aside, samples_key
+from .sample_rows import SamplesRow, aside
 from .work import ShardTask
 
 
