@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kcache.cli.options import make_config
+from kcache.cli.say import say
 from kcache.cli.sizes import count, duration, size
 
 if TYPE_CHECKING:
@@ -107,18 +108,19 @@ def _print(made: "Plan") -> None:
     source = made.source
     verb = "holds" if source.encoded else "becomes a cache of about"
     total = sum(column.bytes for column in source.columns)
-    click.echo(f"{source.path}: {count(source.samples, 'sample')}; {verb} {size(total)}")
+    say(f"{source.path}: {count(source.samples, 'sample')}; {verb} {size(total)}")
     for column in source.columns:
-        click.echo(f"  {column.name:16} {size(column.bytes):>10}, {size(round(column.per_sample))} for a sample")
+        say(f"  {column.name:16} {size(column.bytes):>10}, {size(round(column.per_sample))} for a sample")
     if source.tokens:
-        click.echo(f"  the longest caption has {source.tokens} tokens")
-    click.echo(f"Of {size(made.vram)} on the GPU {size(made.usable)} can be used, beside CUDA itself and gaps.")
+        say(f"  the longest caption has {source.tokens} tokens")
+    say(f"Of {size(made.vram)} on the GPU {size(made.usable)} can be used, beside CUDA itself and gaps.")
     for way in made.ways:
         _print_way(way)
     if made.speed:
-        click.echo(
-            f"\nTimes are for {made.speed.name}: {made.utilisation:.0%} of {made.speed.operations / 1e12:,.1f} TFLOP/s"
-            f" ({made.speed.source}), which is assumed; --utilisation says otherwise."
+        say(
+            "",
+            f"Times are for {made.speed.name}: {made.utilisation:.0%} of {made.speed.operations / 1e12:,.1f} TFLOP/s"
+            f" ({made.speed.source}), which is assumed; --utilisation says otherwise.",
         )
 
 
@@ -135,14 +137,12 @@ def _print_way(way: "Way") -> None:
     ]
     shown = ", ".join(f"{name} {size(nbytes)}" for nbytes, name in parts if nbytes)
     if not way.fits:
-        click.echo(
-            f"\n{what}: does not fit; with {' '.join(way.options)} a batch of {way.batch} takes {size(held.peak)}"
-        )
-        click.echo(f"  ({shown})")
+        say("", f"{what}: does not fit; with {' '.join(way.options)} a batch of {way.batch} takes {size(held.peak)}")
+        say(f"  ({shown})")
         return
-    click.echo(f"\n{what}: {size(held.peak)} at a batch of {way.batch} ({shown})")
+    say("", f"{what}: {size(held.peak)} at a batch of {way.batch} ({shown})")
     if way.update_seconds is not None and way.epoch_seconds is not None:
-        click.echo(f"  an update in {way.update_seconds:.2g} s, an epoch in {duration(way.epoch_seconds)}")
+        say(f"  an update in {way.update_seconds:.2g} s, an epoch in {duration(way.epoch_seconds)}")
     else:
-        click.echo(f"  an update computes {way.operations / 1e12:,.1f} TFLOP")
-    click.echo(f"  {way.command}")
+        say(f"  an update computes {way.operations / 1e12:,.1f} TFLOP")
+    say(f"  {way.command}")
