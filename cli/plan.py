@@ -119,8 +119,8 @@ def _print(made: "Plan") -> None:
     if made.speed:
         say(
             "",
-            f"Times are for {made.speed.name}: {made.utilisation:.0%} of {made.speed.operations / 1e12:,.1f} TFLOP/s"
-            f" ({made.speed.source}), which is assumed; --utilisation says otherwise.",
+            f"Times are for {made.speed.name}: {made.utilisation:.0%} of {made.speed.operations / 1e12:,.1f}"
+            f" TFLOP/s ({made.speed.source}), which is assumed; --utilisation says otherwise.",
         )
 
 
