@@ -694,7 +694,7 @@ def test_verify_deep_names_the_file_and_the_sample_of_one_changed_byte(
     cache = tmp_path / "cache"
     done(encode(pictures, cache, "--format", container))
     pinned = Snapshot(Cache(cache), ["latents-32"]).pinned["latents-32"]
-    path, sample = cache / pinned.files[1].file, Cache(cache).ids(1)[2]
+    path, sample = cache / list(pinned.files)[1].file, Cache(cache).ids(1)[2]
     flip(path, int(pinned.entries[4 + 2, 0]["offset"]) + 7)
     done(kcache("verify", cache))  # of the same size: only a look at every byte can tell
     result = done(kcache("verify", cache, "--deep"), code=1)
@@ -712,7 +712,7 @@ def test_verify_names_files_that_are_cut_or_missing(start: tuple[Path, Path]) ->
     lost.unlink()
     said = done(kcache("verify", cache), code=1).stdout
     assert f"text/{cut.name}: has {nbytes - 1:,} bytes, its commit says {nbytes:,}" in said
-    assert re.search(rf"image/{lost.name}: .*{lost.name} is missing", said)
+    assert re.search(rf"image/{lost.name}: is missing", said)
     assert "2 faults" in said
 
 

@@ -21,6 +21,7 @@ from toy_cache import (
     make_cache,
     read_all,
     row,
+    sample,
 )
 
 from kcache.shards import (
@@ -153,6 +154,7 @@ def test_of_two_that_race_to_one_commit_one_wins_and_is_read(
 ) -> None:
     cache = make_cache(tmp_path / "cache", container)
     cache.extend_plan(["one more"])
+    cache.commit_samples(3, [sample(10)], ["key 10"])
     rival = Cache(cache.root)
 
     def rival_commits_first(name: str) -> None:

@@ -253,7 +253,7 @@ def test_the_command_verifies_the_store_and_not_the_copy(store: Store) -> None:
     file = cache.commit("text", 1, 1).file
     store.put(f"cache/{file}", store.get(f"cache/{file}")[:-1] + b"!")
     result = done(kcache("verify", store.url("cache"), "--deep"), 1)
-    assert f"{file}: {store.url('cache')}/{file} does not match its sha256" in result.stdout
+    assert f"{file}: does not match its sha256" in result.stdout
     assert f"copy it with 'aws s3 sync {store.url('cache')} COPY', run 'kcache verify --repair" in result.stdout
 
 
