@@ -13,6 +13,7 @@ from kcache.encoding.encoders import Features, Models, Precision
 from kcache.encoding.templates import CaptionTemplate
 from kcache.encoding.text_column import TextColumn
 from kcache.shards import UsageError
+from kcache.text_features import encode_captions
 
 
 @pytest.fixture
@@ -35,13 +36,12 @@ def test_captions_that_are_equal_are_encoded_once(text: TextColumn, monkeypatch:
     captions = [["a fox"], ["a hen", "a fox"], ["a hen"], ["a cow", "a cow"], ["a fox"]]
     expected = [as_bytes(next(text.features([one], 1))) for one in captions[:1] + captions[2:3]]
     encoded: list[str] = []
-    original = text._encode
 
-    def counted(model: Any, batch: Any) -> Any:
+    def counted(model: Any, tokenizer: Any, batch: Any, *more: Any) -> Any:
         encoded.extend(batch)
-        return original(model, batch)
+        return encode_captions(model, tokenizer, batch, *more)
 
-    monkeypatch.setattr(text, "_encode", counted)
+    monkeypatch.setattr("kcache.encoding.text_column.encode_captions", counted)
     found = list(text.features(captions, 1))
     assert encoded == ["a fox", "a hen", "a cow"]
     assert [one["lengths"].tolist() for one in found] == [[4], [4, 4], [4], [4, 4], [4]]
