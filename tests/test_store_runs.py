@@ -79,7 +79,7 @@ def test_an_encode_killed_before_any_write_and_run_again_ends_as_if_nothing_had_
     store: Store, encode_text: Callable[..., Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = content(encode_text(tmp_path / "folder").root)
-    for killed_at in range(0, len(expected), 5):
+    for killed_at in range(0, len(expected), 9):
         left = [killed_at]
 
         def step(name: str, left: list[int] = left) -> None:
