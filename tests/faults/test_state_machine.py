@@ -13,7 +13,7 @@ from tally import Tally
 pytestmark = pytest.mark.usefixtures("fast")
 
 SAMPLE = settings(
-    max_examples=24,
+    max_examples=12,
     stateful_step_count=20,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
