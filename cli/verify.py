@@ -153,11 +153,9 @@ def _tell(cache: "Cache", result: "Verification", deep: bool) -> int:
         "" if deep else " (sizes and records; --deep reads all)"
     )
     if result.faults:
-        repair = "kcache verify --repair --dataset DATASET"
-        how = f"run 'kcache verify {cache.name} --repair --dataset DATASET'" if cache.storage.is_local else ""
         say(
-            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or"
-            f" {how or cache.in_a_folder(repair)}, which encodes again exactly what is lost"
+            f"{count(len(result.faults), 'fault')} in {checked}; copy those files again, or {cache.how_to_repair},"
+            " which encodes again exactly what is lost"
         )
         return 1
     say(f"No fault in {checked}{', but for the rows without features' if result.lacking else ''}.")

@@ -92,6 +92,13 @@ class Cache:
             there, back = "copy it into a folder", "copy that back, without index/"
         return f"{there}, run '{command}' with the copy, and {back} (docs/stores.md)"
 
+    @property
+    def how_to_repair(self) -> str:
+        """What brings back what is damaged, wherever the cache lies."""
+        if self.storage.is_local:
+            return f"run 'kcache verify {self.name} --repair --dataset DATASET'"
+        return self.in_a_folder("kcache verify --repair --dataset DATASET")
+
     def require_local(self, what: str) -> None:
         """UsageError for a cache in a store, where ``what``, a command, cannot work."""
         if not self.storage.is_local:
@@ -275,15 +282,11 @@ class Cache:
 
     def require_file(self, commit: Commit) -> None:
         """DamageError where the file of a commit is not there or has another size than was committed."""
-        path: Path | str = self.root / commit.file
         size = self.storage.size(commit.file)
         if size != commit.bytes:
             has = "is missing" if size is None else f"has {size:,} of {commit.bytes:,} bytes"
-            repair = f"'kcache verify {self.name} --repair --dataset DATASET'"
-            how = f"have its rows encoded again with {repair}"
-            if not self.storage.is_local:
-                path, how = f"{self.name}/{commit.file}", self.in_a_folder("kcache verify --repair --dataset DATASET")
-            raise DamageError(f"{path} {has}; copy it again, or {how}")
+            path = self.root / commit.file if self.storage.is_local else f"{self.name}/{commit.file}"
+            raise DamageError(f"{path} {has}; copy it again, or have its rows encoded again: {self.how_to_repair}")
 
     def bring_samples(self) -> None:
         """Have the samples of all shards at hand: from a store many at once come faster than one after another."""

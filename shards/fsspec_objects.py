@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import CacheError, UsageError
 from .objects import StoredObject
@@ -13,8 +13,6 @@ _PIECE = 1 << 20
 
 class FsspecObjects:
     """The objects below one URL. Read-only: fsspec has no call that makes a file unless there is one."""
-
-    writable = False
 
     def __init__(self, url: str) -> None:
         """UsageError for a protocol that fsspec does not know, or whose package is not installed."""
@@ -50,9 +48,16 @@ class FsspecObjects:
         except OSError as error:
             raise ConnectionError(str(error)) from None
 
+    def require_writable(self) -> NoReturn:
+        """UsageError, always."""
+        raise UsageError(
+            f"{self.url} can only be read: kcache writes to local folders and to s3://; encode into a folder and copy"
+            " it there"
+        )
+
     def put(self, name: str, data: bytes, *, if_absent: bool) -> bool:
-        """Not for these: see `writable`."""
-        raise NotImplementedError
+        """UsageError: see `require_writable`."""
+        self.require_writable()
 
     def _opened(self) -> tuple[Any, str]:
         """The file system and the path in it, made anew in a forked process: some hold threads."""

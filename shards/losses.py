@@ -52,5 +52,4 @@ def _without_samples(cache: Cache) -> dict[int, int]:
 
 
 def _lost(cache: Cache, file: str, why: str) -> DamageError:
-    repair = f"'kcache verify {cache.name} --repair --dataset DATASET'"
-    return DamageError(f"{cache.name}/{file} is missing, {why}; bring it back with {repair}")
+    return DamageError(f"{cache.name}/{file} is missing, {why}; to bring it back, {cache.how_to_repair}")

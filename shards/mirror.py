@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import durable, layout
-from .errors import CacheError, DamageError, UsageError
+from .errors import CacheError, DamageError
 from .local_cache import LocalCache, clear
 from .objects import Objects, StoredObject
 from .records import MAX_BYTES
@@ -220,11 +220,7 @@ class Mirror:
 
     def require_writable(self) -> None:
         """UsageError for a store that kcache only reads."""
-        if not self._objects.writable:
-            raise UsageError(
-                f"{self.name} can only be read: kcache writes to local folders and to s3://; encode into a folder and"
-                " copy it there"
-            )
+        self._objects.require_writable()
 
     def require_put_if_absent(self, file: str) -> None:
         """CacheError where the store makes an object that exists: then two writers could overwrite each other."""

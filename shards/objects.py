@@ -28,9 +28,8 @@ class Objects(Protocol):
     identity: str
     """What tells this place from all others: the URL, with the address of the service it was asked at."""
 
-    @property
-    def writable(self) -> bool:
-        """Whether objects can be made if they are absent: what commits rest on."""
+    def require_writable(self) -> None:
+        """UsageError where objects cannot be made if they are absent, which is what commits rest on."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """All objects whose name begins with ``prefix``, sorted by name."""

@@ -23,8 +23,6 @@ _CONNECTIONS = 32
 class S3Objects:
     """The objects below ``s3://BUCKET/PREFIX``. Credentials, region and endpoint are found as boto3 finds them."""
 
-    writable = True
-
     def __init__(self, url: str) -> None:
         """Ask nothing of the store yet. UsageError without a bucket, or without boto3."""
         self.url = url
@@ -39,6 +37,9 @@ class S3Objects:
         with self._told():
             endpoint = self._client.meta.endpoint_url
         self.identity = f"{url} at {endpoint}"
+
+    def require_writable(self) -> None:
+        """Whether this service can is seen when a cache is made."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """All objects whose name begins with ``prefix``, sorted by name."""

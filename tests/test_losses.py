@@ -64,7 +64,7 @@ def test_who_would_do_without_it_refuses_with_what_brings_it_back(
         USES[use](cache, tmp_path / "to")
     said = str(refusal.value)
     assert said.startswith(f"{cache.name}/{lost} is missing, though ")
-    assert said.endswith(f"; bring it back with 'kcache verify {cache.name} --repair --dataset DATASET'")
+    assert said.endswith(f"; to bring it back, run 'kcache verify {cache.name} --repair --dataset DATASET'")
     assert not (tmp_path / "to").exists()
     assert tree(cache.root, without=("index",)) == before
 

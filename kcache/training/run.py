@@ -210,7 +210,9 @@ class TrainingRun:
 
     def _ahead(self, first: int) -> Ahead:
         """One process of each machine fetches ahead for all of them: they read the same shards at the same time."""
-        order = self.mixture.order(self.source, self.geometry.global_batch, self.state.seed)
+        order = self.order
+        if self.local:  # one of its own, as the other one's epoch is another while this one is ahead
+            order = self.mixture.order(self.source, self.geometry.global_batch, self.state.seed)
         steps, wanted = range(first, self.max_steps), self.accelerator.is_local_main_process
         return Ahead(self.mixture.samples, self.source, order, steps, self.local, wanted=wanted)
 
