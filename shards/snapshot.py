@@ -35,7 +35,7 @@ class Snapshot:
             weakref.finalize(self, lease.release)
         self.pinned = _pin(cache, columns)
         tables = [pinned.table["shard"] for pinned in self.pinned.values()]
-        self._shards = reduce(np.intersect1d, tables)
+        self._shards = reduce(_common, tables)
         last = max((int(table[-1]) for table in tables if len(table)), default=-1)
         if last >= cache.shard_count:
             raise DamageError(
@@ -122,8 +122,19 @@ class Snapshot:
             common = np.searchsorted(self._shards, pinned.table["shard"][files])
             inside = self._shards[np.minimum(common, len(self._shards) - 1)] == pinned.table["shard"][files]
             moved = pinned.absent - pinned.starts[files] + starts[np.minimum(common, len(self._shards) - 1)]
-            absent = np.union1d(absent, moved[inside])
+            absent = _union(absent, moved[inside])
         return starts, absent - np.arange(len(absent))
+
+
+def _common(some: Numbers, others: Numbers) -> Numbers:
+    """What two lists have in common, of which none has a number twice; ascending."""
+    return np.intersect1d(some, others, assume_unique=True)
+
+
+def _union(some: Numbers, others: Numbers) -> Numbers:
+    """All of two lists of ordinals, ascending. numpy's own imports its masked arrays first, for 0.13 s."""
+    both = np.sort(np.concatenate([some, others]))
+    return both[np.diff(both, prepend=-1) > 0]
 
 
 def _pin(cache: Cache, names: Sequence[str]) -> dict[str, PinnedColumn]:

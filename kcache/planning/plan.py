@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kcache.checkpoints import DECODER, PRIOR, SUBFOLDERS, Checkpoint
+from kcache.progress import bar
 from kcache.shards import KcacheError, UsageError
 from kcache.shards.layout import ROOT_RECORD
 from kcache.training.config import DecoderConfig, PriorConfig
@@ -124,7 +125,12 @@ def plan(config: PlanConfig) -> Plan:
     if usable <= 0:
         raise UsageError(f"--vram {vram / 1e9:g}GB is less than CUDA itself takes; give that of the GPU, such as 8GB")
     finder = _Finder(config, source, shapes, usable, speed, utilisation)
-    ways = [finder.way(stage, lora) for stage in source.stages for lora in (False, True)]
+    asked = [(stage, lora) for stage in source.stages for lora in (False, True)]
+    with bar(len(asked), "plan", "count") as progress:  # some seconds each: whole updates are counted
+        ways = []
+        for stage, lora in asked:
+            ways.append(finder.way(stage, lora))
+            progress.update(1)
     return Plan(source, vram, usable, speed, utilisation if speed else None, ways)
 
 
