@@ -208,8 +208,8 @@ def test_a_shard_that_was_lost_is_no_hit_and_is_encoded_again_by_a_repair(
     data = shard.read_bytes()
     shard.unlink()
     said = refused(encode(pictures, cache))
-    remedy = f"'kcache verify {cache} --repair --dataset DATASET'"
-    assert said == f"{shard} is missing; copy it again, or have its rows encoded again with {remedy}"
+    remedy = f"run 'kcache verify {cache} --repair --dataset DATASET'"
+    assert said == f"{shard} is missing; copy it again, or have its rows encoded again: {remedy}"
     done(kcache("verify", cache, "--repair", "--dataset", pictures, "--device=cpu", "--batch-size=3"))
     done(encode(pictures, cache))
     assert shard.read_bytes() == data
