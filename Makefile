@@ -19,7 +19,7 @@ demo: $(STAMP) ## encode, train and generate on pictures that come with kcache, 
 
 test: browser lint ## everything that CI checks: lint, types, all tests, the wheel
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(STAMP) ## the tests that take seconds and need no browser
 	@$(BIN)/python -m pytest -q -m "not slow and not browser and not torture"
