@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kcache.shards.errors import KcacheError
+from kcache.shards.errors import KcacheError, UsageError
 
 from .config import GenerateConfig
 from .mixing import Mix, parse_mix, parse_weights
@@ -26,11 +26,11 @@ class Wanted:
 def wanted_pictures(config: GenerateConfig) -> list[Wanted]:
     """All pictures that ``config`` asks for: those of a subject one after the other, with seeds from its own up.
 
-    KcacheError where nothing is asked for, or the prompts file or a mix cannot be used.
+    UsageError where nothing is asked for; KcacheError where the prompts file or a mix cannot be used.
     """
     subjects = list(_subjects(config))
     if not subjects:
-        raise KcacheError(
+        raise UsageError(
             'no prompt was given; write it in quotes: kcache generate "a red fox", or name a --prompts-file'
         )
     return [replace(one, seed=one.seed + n) for one in subjects for n in range(config.num_images_per_prompt)]
@@ -68,9 +68,7 @@ def _from_json(line: str, where: str, config: GenerateConfig) -> Wanted:
     except ValueError as error:
         raise KcacheError(f'{where} is not JSON ({error}); write it as {{"prompt": "a red fox"}}') from None
     if not isinstance(given, dict) or set(given) - _KEYS or ("prompt" in given) == ("mix" in given):
-        raise KcacheError(
-            f"{where} needs either 'prompt' or 'mix', beside them takes 'negative_prompt' and 'seed' alone"
-        )
+        raise KcacheError(f"{where} needs 'prompt' or 'mix', and takes beside it 'negative_prompt' and 'seed' alone")
     negative, seed = given.get("negative_prompt", config.negative_prompt), given.get("seed", config.seed)
     if not isinstance(negative, str) or type(seed) is not int or seed < 0:
         raise KcacheError(f"{where} needs text for 'negative_prompt', and for 'seed' a whole number from 0 up")
