@@ -63,7 +63,7 @@ where = section("Where to")
     type=click.IntRange(min=8),
     help="Side in pixels; of an --init-image, about the shorter side.  [default: what it was trained at, or 512]",
 )
-@how("--batch-size", type=click.IntRange(min=1), help="Pictures at once: quicker on a GPU.  [default: 1]")
+@how("--batch-size", type=click.IntRange(min=1), help="Pictures in one forward.  [default: 1]")
 @how("--device", help="[default: the first GPU, else the CPU]")
 @how("--dtype", type=Choice(["fp32", "fp16", "bf16"]), help="[default: fp16 on a GPU, fp32 on a CPU]")
 @where(

@@ -1,6 +1,7 @@
 """What `kcache generate` makes: the stock pipelines' pictures to the bit, from prompts, pictures, masks and mixes."""
 
 import json
+import re
 import shlex
 from collections import Counter
 from dataclasses import replace
@@ -14,17 +15,20 @@ from commands import done, kcache, refused
 from lora_support import make_lora_out
 from PIL import Image, ImageDraw
 from pipelines import make_pipelines
+from tiny import LONG_CAPTION
 
 from kcache.generating.config import GenerateConfig
 from kcache.generating.encoded_once import encoded_once
 from kcache.generating.generate import generate, pictures_of
 from kcache.generating.metadata import read_record
 from kcache.generating.mixing import parse_mix
+from kcache.generating.output import sheet
 from kcache.generating.pictures import make_pictures
 from kcache.generating.pipelines import Pipelines, load_pipelines
 from kcache.generating.repaint import keeping_outside
 from kcache.generating.wanted import Wanted, wanted_pictures
 
+ROOT = Path(__file__).parent.parent
 SIDE = 32
 QUICK = ("--prior-num-inference-steps=2", "--num-inference-steps=2", "--resolution=32", "--device=cpu")
 CHANNELS = pytest.mark.parametrize("decoder", ["decoder", "inpaint"], ids=["4 channels", "9 channels"])
@@ -267,7 +271,7 @@ def test_the_shape_of_a_picture_is_kept(
     assert found.shape == (SIDE, 2 * SIDE, 3)
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver"])
 def test_every_scheduler_makes_pictures_of_its_own(config: GenerateConfig, folder: Path, scheduler: str) -> None:
     config = replace(config, scheduler=scheduler, num_inference_steps=4)
     pipelines = load_pipelines(config)
@@ -418,11 +422,32 @@ def test_a_picture_says_nothing_where_that_is_not_wanted(folder: Path, tmp_path:
     assert "does not say how it was made" in refused(kcache("info", tmp_path / "fox.png"))
 
 
-def test_captions_stand_below_the_pictures(folder: Path, tmp_path: Path) -> None:
-    done(generated(folder, "a fox", "a cup", "--captions", "-o", tmp_path / "grid.png"))
-    with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.height > 128 + 14 + 14  # pictures are enlarged to 128, and letters are 14 high
-    assert len(read_record(tmp_path / "grid.png")["pictures"]) == 2
+def test_captions_stand_below_the_pictures() -> None:
+    picture, wanted = Image.new("RGB", (128, 128), "red"), [Wanted("a fox", 1), Wanted("a fox", 2), Wanted("a cup", 1)]
+    plain, captioned = (sheet([picture] * 3, wanted, 2, captions=captions) for captions in (False, True))
+    ink = [(np.asarray(one.convert("L")) < 40).any() for one in (plain, captioned)]
+    assert ink == [False, True]
+
+
+def test_the_commands_of_the_documentation_make_their_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "generating.md").read_text("utf-8").replace("\\\n", "")
+    (tiny,) = re.findall(r'^TINY="(.*?)"', text, re.MULTILINE | re.DOTALL)
+    lines = [
+        shlex.split(line.replace("$TINY", tiny)) for line in re.findall(r"^kcache (.*\$TINY.*)$", text, re.MULTILINE)
+    ]
+    assert len(lines) == 3
+    for *words, name in lines:
+        done(kcache(*words, tmp_path / Path(name).name, *QUICK[:1], "--num-inference-steps=5", "--batch-size=4"))
+        for path in (tmp_path / Path(name).name, ROOT / name):  # those in the repository tell of themselves as well
+            assert len(read_record(path)["pictures"]) == 4
+
+
+def test_a_prompt_that_is_cut_is_told_of(folder: Path, tmp_path: Path) -> None:
+    result = done(generated(folder, LONG_CAPTION, "a fox", "-o", tmp_path / "fox.png"))
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
+    assert "a very ripe strawberry" in line
+    assert "is cut to 77 tokens" in line
 
 
 def test_pictures_of_prompts_are_had_from_python_without_loading_twice(

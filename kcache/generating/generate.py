@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from kcache.progress import bar
+from kcache.progress import bar, logger
+from kcache.text_features import token_counts
 
 from .config import GenerateConfig, GenerateReport
 from .metadata import grid_record, picture_record, png_text, run_record
@@ -26,6 +28,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     refuse_output(config.output, len(wanted))
     read_source(config)
     pipelines = load_pipelines(config)
+    _warn_of_cut(pipelines.prior.tokenizer, wanted)
     pictures = _shown(make_pictures(pipelines, wanted, config), len(wanted))
     return _written(pictures, wanted, config, pipelines.side)
 
@@ -43,6 +46,15 @@ def pictures_of(
 
 def _numbers(config: GenerateConfig) -> range:
     return range(config.num_images_per_prompt)
+
+
+def _warn_of_cut(tokenizer: Any, wanted: Sequence[Wanted]) -> None:
+    """Say which prompts have more tokens than the text encoder takes."""
+    prompts = dict.fromkeys(text for one in wanted for text in one.texts)
+    limit = tokenizer.model_max_length
+    for prompt, tokens in zip(prompts, token_counts(tokenizer, list(prompts)), strict=True):
+        if tokens > limit:
+            logger.warning("the prompt '%s' is cut to %d tokens: it has %d", prompt, limit, tokens)
 
 
 def _written(

@@ -33,6 +33,11 @@ class Mix:
         return " + ".join(f"{one.weight:.3g} {name}" for one, name in zip(self.ingredients, names, strict=True))
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """Those of the ingredients that are text."""
+        return tuple(one.name for one in self.ingredients if not one.is_picture)
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Each ingredient as it is given to ``--mix``."""
         return tuple(f"{one.name}={one.weight!r}" for one in self.ingredients)

@@ -22,6 +22,12 @@ class Wanted:
     seed: int = 0
     negative_prompt: str = ""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that the text encoder will be given."""
+        own = self.subject.prompts if isinstance(self.subject, Mix) else (self.subject,)
+        return (*own, self.negative_prompt)
+
 
 def wanted_pictures(config: GenerateConfig) -> list[Wanted]:
     """All pictures that ``config`` asks for: those of a subject one after the other, with seeds from its own up.
