@@ -34,11 +34,11 @@ def print_picture(path: Path, as_json: bool) -> int:
         said = [f"{title} {_value(one[key])}" for key, title in _TITLES.items() if one.get(key) not in (None, "")]
         say("  " + ", ".join(said))
     for stage in ("prior", "decoder"):
-        say(f"  {stage:30} {_checkpoint(record.get(stage, {}))}")
+        say(f"  {stage:30} {_checkpoint(record[stage])}")
     for name, value in record.items():
         if name not in _ELSEWHERE:
             say(f"  {name.replace('_', '-'):30} {_value(value)}")
-    say("Again: " + str(record.get("command", "")))
+    say(f"Again: {record['command']}")
     return 0
 
 
@@ -55,7 +55,7 @@ def _value(value: Any) -> str:
 def _checkpoint(record: dict[str, Any]) -> str:
     parts = [str(record.get("name")), f"weights {str(record.get('weights'))[:16]}"]
     if "lora" in record:
-        parts.append(f"LoRA {record['lora'][:16]} at scale {record['lora_scale']:g}")
+        parts.append(f"LoRA {str(record['lora'])[:16]} at scale {record.get('lora_scale')}")
     if "trained_from" in record:
         parts.append(f"trained from {record['trained_from']} for {record.get('step')} updates")
     return ", ".join(parts)

@@ -1,6 +1,7 @@
 """What `kcache generate` makes: the stock pipelines' pictures to the bit, from prompts, pictures, masks and mixes."""
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -14,6 +15,7 @@ import torch
 from commands import done, kcache, refused
 from lora_support import make_lora_out
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from pipelines import make_pipelines
 from tiny import LONG_CAPTION
 
@@ -403,6 +405,16 @@ def test_a_picture_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     said = done(kcache("info", tmp_path / "fox.png")).stdout
     assert "prompt 'a fox', negative 'a hat', seed 3" in said
     assert "--json is the only option" in refused(kcache("info", tmp_path / "fox.png", "--set-aside"), 2)
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"kcache": "0.1.0"}', '{"kcache": 1, "pictures": 2}'])
+def test_a_record_that_somebody_else_wrote_is_refused(tmp_path: Path, record: str) -> None:
+    text = PngInfo()
+    text.add_itxt("kcache", record)
+    Image.new("RGB", (8, 8)).save(tmp_path / "fox.png", pnginfo=text)
+    assert "is not what kcache writes" in refused(kcache("info", tmp_path / "fox.png"))
+    os.truncate(tmp_path / "fox.png", 20)
+    assert "cannot be read as a PNG" in refused(kcache("info", tmp_path / "fox.png"))
 
 
 def test_a_picture_names_the_lora_and_its_scale(config: GenerateConfig, folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from .wanted import Wanted
 KEY = "kcache"
 """The keyword of the PNG's text chunk that holds the record as JSON."""
 
+LARGEST = 2**31
+"""Pixels of the largest picture whose record is read: grids are larger than what Pillow takes for an attack."""
+
 _NOT_OF_A_PICTURE = ("prompts", "prompts_file", "mix", "num_images_per_prompt", "output", "captions", "metadata")
 _HOW_IT_RAN = ("batch_size",)
 """Options that are not in the record of a picture, since it does not depend on them."""
@@ -97,11 +100,12 @@ def read_record(path: Path) -> dict[str, Any]:
     """The record in a PNG that ``kcache generate`` wrote. KcacheError where there is none, or it cannot be read."""
     from PIL import Image
 
+    from kcache.encoding.images import hushed_pillow
+
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()  # a chunk may stand after the pixels
+        with hushed_pillow(LARGEST), Image.open(path, formats=["PNG"]) as picture:  # reads no pixels
             text = picture.info.get(KEY)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise KcacheError(f"{path} cannot be read as a PNG ({error}); name a picture that is whole") from None
     if not isinstance(text, str):
         raise KcacheError(
@@ -112,9 +116,20 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(text)
     except ValueError:
         record = None
-    if not isinstance(record, dict) or "kcache" not in record:
+    if not isinstance(record, dict) or not _is_ours(record):
         raise KcacheError(f"what {path} says of how it was made is not what kcache writes; name it as it was made")
     return record
+
+
+def _is_ours(record: dict[str, Any]) -> bool:
+    """Whether what `kcache info` looks into is there and of its kind: a picture may come from anybody."""
+    pictures = record.get("pictures", [record])
+    return (
+        all(isinstance(record.get(name), str) for name in ("kcache", "command"))
+        and all(isinstance(record.get(stage), dict) for stage in KINDS)
+        and isinstance(pictures, list)
+        and all(isinstance(one, dict) for one in pictures)
+    )
 
 
 def _own(one: Wanted) -> dict[str, Any]:

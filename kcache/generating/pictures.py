@@ -82,7 +82,7 @@ class _Painter:
     """The decoder's pipeline for what is asked for: pictures from nothing, from a picture, or within a mask."""
 
     def __init__(self, pipelines: Pipelines, config: GenerateConfig, source: Source | None) -> None:
-        self._pipelines, self._config = pipelines, config
+        self._pipelines = pipelines
         self._options = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
         factor = pipelines.decoder.movq_scale_factor
         self._source = source and fitted(source, pipelines.side, factor**2)

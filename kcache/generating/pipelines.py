@@ -49,9 +49,9 @@ def load_pipelines(config: GenerateConfig) -> Pipelines:
     hush_libraries()
     device = find_device(config.device)
     dtype = torch_dtype(config.dtype) if config.dtype else inference_dtype(device)
+    prior = load_pipeline(config.prior, KINDS["prior"], dtype, config.prior_lora_scale)
     decoder = load_pipeline(config.decoder, KINDS["decoder"], dtype, config.decoder_lora_scale)
     _refuse_unfit(config, decoder.unet.config.in_channels)
-    prior = load_pipeline(config.prior, KINDS["prior"], dtype, config.prior_lora_scale)
     _refuse_widths(config, prior, decoder)
     if config.scheduler:
         decoder.scheduler = _scheduler(config.scheduler, decoder.scheduler.config)
