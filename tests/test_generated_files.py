@@ -21,7 +21,9 @@ from kcache.generating.config import GenerateConfig
 from kcache.generating.generate import generate
 from kcache.generating.metadata import read_record
 from kcache.generating.output import sheet
+from kcache.generating.pipelines import refuse_unfit
 from kcache.generating.wanted import Wanted, wanted_pictures
+from kcache.shards.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,14 +108,13 @@ def _is_usage(sentence: str) -> bool:
 
 
 def test_a_decoder_is_refused_what_its_unet_does_not_take(folder: Path) -> None:
-    source = ["--init-image", folder / "photo.png"]
-    masked = [*source, "--mask-image", folder / "mask.png"]
-    assert "paints into pictures and nothing else" in refused(generated(folder, "a", decoder="inpaint"), 2)
-    assert "paints into pictures and nothing else" in refused(
-        generated(folder, "a", *source, "--strength=0.5", decoder="inpaint"), 2
-    )
-    assert "no --strength" in refused(generated(folder, "a", *masked, "--strength=0.5", decoder="inpaint"), 2)
-    assert "takes 8 channels" in refused(generated(folder, "a", decoder="controlnet"), 2)
+    said = refused(generated(folder, "a", decoder="inpaint"), 2)
+    assert said == f"{folder / 'inpaint'} paints into pictures and nothing else; give --init-image and --mask-image"
+    plain = GenerateConfig(decoder="x", init_image="photo.png")
+    strong = replace(plain, mask_image="mask.png", strength=0.5)
+    for config, channels, sentence in ((plain, 9, "nothing else"), (strong, 9, "no --strength"), (plain, 8, "takes 8")):
+        with pytest.raises(UsageError, match=sentence):
+            refuse_unfit(config, channels)
 
 
 # --- where they go, and what they say of themselves

@@ -51,7 +51,7 @@ def load_pipelines(config: GenerateConfig) -> Pipelines:
     dtype = torch_dtype(config.dtype) if config.dtype else inference_dtype(device)
     prior = load_pipeline(config.prior, KINDS["prior"], dtype, config.prior_lora_scale)
     decoder = load_pipeline(config.decoder, KINDS["decoder"], dtype, config.decoder_lora_scale)
-    _refuse_unfit(config, decoder.unet.config.in_channels)
+    refuse_unfit(config, decoder.unet.config.in_channels)
     _refuse_widths(config, prior, decoder)
     if config.scheduler:
         decoder.scheduler = _scheduler(config.scheduler, decoder.scheduler.config)
@@ -69,7 +69,7 @@ def _scheduler(name: str, configuration: Any) -> Any:
     return getattr(diffusers, SCHEDULERS[name]).from_config(configuration)
 
 
-def _refuse_unfit(config: GenerateConfig, channels: int) -> None:
+def refuse_unfit(config: GenerateConfig, channels: int) -> None:
     """UsageError where the UNet's input is not what would be given to it."""
     if channels == INPAINTING_CHANNELS:
         if config.mask_image is None:
