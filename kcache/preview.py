@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
 from kcache import __version__, pages
+from kcache.cache_card import public_name
 from kcache.checkpoints import DECODER
 from kcache.devices import default_batch_size, find_device
 from kcache.encoded_with import encoded_with
@@ -67,10 +69,10 @@ def preview(config: PreviewConfig, inside: int = INSIDE) -> WrittenPreview:
     samples = read_samples(cache, config.rows)
     image = plainest(cache, "image")
     rows = list(_rows(samples, Features(cache, image, samples) if image else None, device))
-    writer = _Writer(folder if len(samples) > inside else None)
+    writer = _Writer(folder, beside=len(samples) > inside)
     latents = plainest(cache, "latents") if config.pictures else None
     shown = _add_pictures(rows, cache, latents, samples, config, device, writer) if latents else 0
-    parts = [rows[i : i + _PART] for i in range(0, len(rows), _PART)] if writer.folder else []
+    parts = [rows[i : i + _PART] for i in range(0, len(rows), _PART)] if writer.beside else []
     names = [writer.keep("rows", i, "js", _script(part)) for i, part in enumerate(parts)]
     data = {
         "rows": [] if parts else rows,
@@ -82,7 +84,7 @@ def preview(config: PreviewConfig, inside: int = INSIDE) -> WrittenPreview:
         "hasPictures": bool(shown),
         "hasNeighbours": image is not None,
     }
-    page = _page(cache, data, _said(config, latents, image, shown)).encode()
+    page = _page(cache, data, _said(config, latents, image, shown)).encode(errors="replace")
     durable.replace(output, page)
     writer.clear_others()
     return WrittenPreview(str(output), len(rows), shown, len(page) + writer.bytes, len(writer.kept), str(folder))
@@ -134,29 +136,34 @@ def _add_neighbours(rows: list[dict[str, Any]], features: Features, device: torc
 class _Writer:
     """Where sheets go: into the page, or as files into a folder, under names that tell what is in them."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder, self.kept, self.sheets, self.bytes = folder, set[str](), list[str](), 0
+    def __init__(self, folder: Path, *, beside: bool) -> None:
+        self.folder, self.beside = folder, beside
+        self.kept, self.sheets, self.bytes = set[str](), list[str](), 0
 
     def add_sheet(self, webp: bytes) -> None:
-        if self.folder is None:
-            self.sheets.append(f"data:image/webp;base64,{base64.b64encode(webp).decode()}")
-        else:
+        """Take one more sheet, and note the address that the page has it under."""
+        if self.beside:
             self.sheets.append(self.keep("sheet", len(self.sheets), "webp", webp))
+        else:
+            self.sheets.append(f"data:image/webp;base64,{base64.b64encode(webp).decode()}")
 
     def keep(self, kind: str, number: int, ending: str, data: bytes) -> str:
         """Write a file, and return its address as seen from the page."""
-        assert self.folder is not None
         name = f"{kind}-{number}-{hashlib.sha256(data).hexdigest()[:12]}.{ending}"
         durable.replace(self.folder / name, data)
         self.kept.add(name)
         self.bytes += len(data)
-        return f"{self.folder.name}/{name}"
+        return f"{quote(self.folder.name)}/{name}"
 
     def clear_others(self) -> None:
         """Remove what an earlier page needed, once the new one is in its place."""
-        for path in self.folder.iterdir() if self.folder else ():
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
             if path.name not in self.kept:
                 path.unlink()
+        if not self.kept:
+            self.folder.rmdir()
 
 
 def _add_pictures(
@@ -197,14 +204,15 @@ def _said(config: PreviewConfig, latents: str | None, image: str | None, shown: 
 
 def _script(rows: list[dict[str, Any]]) -> bytes:
     """Rows as a script: a page that lies in a folder may load scripts, and nothing else that it could read."""
-    return f"addRows({json.dumps(rows, separators=(',', ':'), allow_nan=False)});\n".encode()
+    text = json.dumps(rows, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f"addRows({text});\n".encode()
 
 
 def _page(cache: Cache, data: dict[str, Any], notes: list[str]) -> str:
     script, style = pages.asset("preview", "page.js"), pages.asset("preview", "page.css")
     return pages.render(
         pages.asset("preview", "page.html"),
-        name=cache.name,
+        name=public_name(cache.name),
         made=datetime.now(UTC),
         version=__version__,
         notes=notes,

@@ -67,6 +67,7 @@ def sheets(features: Features, decoder: Decoder, tile: int, batch_size: int) -> 
                     sheet.paste(small, (i % ACROSS * tile + left, i // ACROSS * tile + top))
                 progress.update(len(some))
             yield numbers, _webp(sheet)
+    features.reader.close()
 
 
 def fitted(picture: Image.Image, tile: int) -> Image.Image:

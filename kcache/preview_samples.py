@@ -97,6 +97,7 @@ class Features:
         out = torch.empty((len(self.numbers), *first.shape), dtype=first.dtype)
         for i, number in enumerate(self.numbers):
             out[i] = self.read(number, field)
+        self.reader.close()
         return out
 
     def latents(self, number: int) -> Tensor:
