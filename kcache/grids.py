@@ -18,7 +18,7 @@ SMALLEST = 128
 """Pictures with a shorter side are enlarged for a labelled sheet, by a whole factor and without smoothing."""
 
 COLUMNS = 4
-"""Pictures in a row of a labelled sheet; a group with more has a row of its own."""
+"""Pictures in a row of a labelled sheet, if nothing else is said; a group with more has a row of its own."""
 
 CAPTION_LINES = 2
 
@@ -45,14 +45,16 @@ def grid(pictures: Sequence[Image.Image], columns: int, gap: int = GAP, paper: C
     return sheet
 
 
-def labelled_sheet(sections: Sequence[tuple[str, Sequence[Group]]]) -> Image.Image:
+def labelled_sheet(sections: Sequence[tuple[str, Sequence[Group]]], columns: int = COLUMNS) -> Image.Image:
     """Sections one below the other, each under its title, if it has one, and with all its groups laid out in rows.
+
+    A row has ``columns`` pictures at most, or one group.
 
     Letters that Pillow's own font lacks are drawn as empty boxes: it knows little more than Latin.
     """
     pictures = [picture for _, groups in sections for group in groups for picture in group.pictures]
     size = max(14, max(picture.width for picture in pictures) // 26)
-    blocks = [_section(title, groups, size) for title, groups in sections if groups]
+    blocks = [_section(title, groups, size, columns) for title, groups in sections if groups]
     sheet = _column(blocks, gap=2 * size)
     margin = size
     framed = Image.new("RGB", (sheet.width + 2 * margin, sheet.height + 2 * margin), PAPER)
@@ -60,10 +62,10 @@ def labelled_sheet(sections: Sequence[tuple[str, Sequence[Group]]]) -> Image.Ima
     return framed
 
 
-def _section(title: str, groups: Sequence[Group], size: int) -> Image.Image:
+def _section(title: str, groups: Sequence[Group], size: int, columns: int) -> Image.Image:
     tiles = [_tile(group, size) for group in groups]
-    columns = max(1, COLUMNS // max(len(group.pictures) for group in groups))
-    body = grid(tiles, columns, size, PAPER)
+    in_a_row = max(1, columns // max(len(group.pictures) for group in groups))
+    body = grid(tiles, in_a_row, size, PAPER)
     if not title:
         return body
     return _column([_text(title, body.width, round(1.25 * size), INK, lines=1), body], gap=size // 2)

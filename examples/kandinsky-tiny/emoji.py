@@ -48,6 +48,13 @@ def held_out_texts(texts: list[str]) -> set[str]:
     return {f"{base}: {TONES[place % len(TONES)]} skin tone" for place, base in enumerate(chosen)}
 
 
+def in_all_tones(text: str) -> list[str]:
+    """The captions of the same base in each skin tone; none for a caption that has no tone, or two."""
+    base, colon, tone = text.partition(": ")
+    tones = [f"{name} skin tone" for name in TONES]
+    return [f"{base}: {name}" for name in tones] if colon and tone in tones else []
+
+
 def clip_pixels(emoji: list[Emoji], processor: CLIPImageProcessorPil) -> torch.Tensor:
     """What CLIP vision sees: (N, 3, 64, 64), normalised."""
     batches = [

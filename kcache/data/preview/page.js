@@ -12,7 +12,7 @@ const FILTERS = {
   all: ["All", "", () => true],
   same: ["Same file", "The picture files are equal byte by byte. Training sees such a picture more often than others; unless that is meant, keep one of each.", (row) => "same" in row],
   almost: ["Almost equal", "The image embeddings point almost the same way (cosine 0.985 or more): other sizes or crops of one picture, frames of one film, or pictures that CLIP cannot tell apart.", (row) => "almost" in row],
-  cut: ["Cut captions", "A caption fills all tokens of the text encoder (77, for Kandinsky 2.2). What came after them was cut, and training never sees it: put what matters first.", (row) => "cut" in row],
+  cut: ["Cut captions", "A caption fills all tokens of the text encoder. What came after them was cut, and training never sees it: put what matters first.", (row) => "cut" in row],
   aside: ["Set aside", "These could not be encoded, for the reason on each card, and training never sees them. Mend the files and run kcache encode again.", (row) => "aside" in row],
   outlier: ["Unusual norm", "The image embedding is far longer or shorter than most: often an empty, broken or very odd picture. Look at them; most are worth leaving out.", (row) => "outlier" in row],
   mute: ["No caption", "These have no caption, or an empty one: the model learns to make them from nothing.", (row) => !row.captions.some((caption) => caption.trim())],
