@@ -9,12 +9,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from typing import Any, NamedTuple
 
 import torch
 from architecture import PRIOR, UNET
 from live_bytes import LiveBytes
+from machine import add_json_option, describe, keep
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kcache.planning.counting import norms_in_fp32
@@ -184,7 +185,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=ARCHITECTURES, default="tiny")
     parser.add_argument("--only", default="", help="cases with this in their name")
+    add_json_option(parser)
     chosen = parser.parse_args()
+    machine, figures = describe("diffusers"), dict[str, Any]()
     where = torch.cuda.get_device_name() if HAS_CUDA else "fake tensors, counted"
     print(f"{chosen.size} architecture, {where}; GB\n")
     print("| case | batch | weights | states | average | gradients | activations | peak reckoned | peak | ratio |")
@@ -196,11 +199,13 @@ def main() -> int:
                 continue
             reckoned, peak = compare(case, chosen.size)
             parts = astuple(reckoned)
+            figures[case.name] = {"batch": case.batch, "reckoned": asdict(reckoned), "peak": peak}
             ratio = reckoned.peak / peak
             worst = max(worst, abs(ratio - 1))
             cells = " | ".join(f"{part / 1e9:.3f}" for part in (*parts, peak))
             print(f"| {case.name} | {case.batch} | {cells} | {ratio:.3f} |", flush=True)
     print(f"\nat most {worst:.1%} off")
+    keep(chosen, machine, figures)
     return int(worst > LIMIT)
 
 

@@ -22,7 +22,7 @@ from unittest import mock
 
 import numpy as np
 import psutil
-from machine import describe
+from machine import add_json_option, describe, keep
 
 from kcache.shards import Cache, Column, ColumnReader, Field, Snapshot, layout, permutation, snapshot
 from kcache.shards.index import ENTRY
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--shard-sizes", type=int, nargs="+", default=[256, 10_000])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     machine, measured = describe(), {}
     print(json.dumps(machine, indent=1))
@@ -143,8 +143,7 @@ def main() -> None:
         print(f"\n{options.rows:,} rows, {shard_size:,} in a shard")
         for name, values in {**found, "processor / bare": ratios}.items():
             print(f"{name:18} {statistics.median(values):8.2f}  ({min(values):.2f} to {max(values):.2f})", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "figures": measured}, indent=1) + "\n")
+    keep(options, machine, measured)
 
 
 if __name__ == "__main__":
