@@ -27,6 +27,7 @@ from machine import add_json_option, describe, keep, spread
 
 from kcache.devices import default_device, free_memory
 from kcache.planning.devices import measure
+from kcache.progress import hush_libraries
 from kcache.training.config import DecoderConfig
 from kcache.training.loop import Objective
 from kcache.training.low_memory import FULL
@@ -224,6 +225,7 @@ def main() -> None:
     if options.within and default_device().type != "cuda":
         keep(options, machine, show_reckoned("decoder", [options.within]))
         return
+    hush_libraries()
     setting, speed = Setting(options), measure()
     figures: dict[str, Any] = {"matrix product, TFLOP/s": speed.operations / 1e12}
     print(
@@ -237,7 +239,7 @@ def main() -> None:
         run(setting, sides)
         show(setting, pixels, sides, speed.operations)
         figures[f"{pixels} px"] = {side.name: side.figures for side in sides}
-    keep(options, machine, figures)
+        keep(options, machine, figures)
 
 
 if __name__ == "__main__":

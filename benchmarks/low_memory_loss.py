@@ -126,29 +126,30 @@ def main() -> None:
         for stage in chosen.stage or ("prior", "decoder"):
             print(f"\n{stage}, {chosen.steps} updates of 16, {chosen.seeds} seeds\n")
             print("| | before | after | of what fp32 learned |\n|---|---|---|---|")
-            figures[stage] = compare(stage, cache, models, Path(made), chosen)
-    keep(chosen, machine, figures)
+            for part, seen in compare(stage, cache, models, Path(made), chosen):
+                figures.setdefault(stage, {})[part] = seen
+                keep(chosen, machine, figures)
 
 
-def compare(stage: str, cache: Path, models: Path, folder: Path, chosen: Any) -> dict[str, Any]:
+def compare(stage: str, cache: Path, models: Path, folder: Path, chosen: Any) -> Iterator[tuple[str, Any]]:
     """A row for each part; the last cell is the fall of the loss over that of its reference, seed by seed.
 
-    Returned are the losses before and after of every seed.
+    Each part comes with the losses before and after of every seed.
     """
     wanted = {name for name in PARTS if any(word in name for word in chosen.only)}
     wanted |= {AGAINST[name] for name in wanted}
-    falls, found = dict[str, list[float]](), dict[str, Any]()
+    falls: dict[str, list[float]] = {}
     for name, options in ((name, options) for name, options in PARTS.items() if name in wanted):
         if options.get("optimizer") == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
             print(f"| {name} | bitsandbytes is not installed | | |")
             continue
-        seen = found[name] = [losses(stage, name, cache, models, folder, seed, chosen) for seed in range(chosen.seeds)]
+        seen = [losses(stage, name, cache, models, folder, seed, chosen) for seed in range(chosen.seeds)]
         falls[name] = [before - after for before, after in seen]
         shares = [mine / its for mine, its in zip(falls[name], falls[AGAINST[name]], strict=True)]
         before, after = (statistics.median(values) for values in zip(*seen, strict=True))
         spread = f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
         print(f"| {name} | {before:.5f} | {after:.5f} | {spread} |", flush=True)
-    return found
+        yield name, seen
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main() -> None:
         for name, taken in seconds.items():
             ratios = [one / other for one, other in zip(first, taken, strict=True)]
             print(f"{captions:4} captions, {name:14} {median(taken) * 1e3:9.1f} ms {spread(ratios)}")
-    keep(options, machine, figures)
+        keep(options, machine, figures)
 
 
 @torch.no_grad()
