@@ -125,7 +125,9 @@ def cached_side(setting: Setting, name: str, options: dict[str, Any]) -> Side:
         optimizer.step()
         optimizer.zero_grad()
 
-    return Side(name, model, step, _nbytes(model) * (3 if is_fp32 else 2))
+    states = 2 if config.optimizer == "adamw8bit" else 8
+    held = _nbytes(model) + states * sum(parameter.numel() for parameter in model.parameters())
+    return Side(name, model, step, held)
 
 
 def _here(options: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +144,8 @@ def _nbytes(model: Any) -> int:
 def choose_batches(setting: Setting, sides: list[Side], pixels: int) -> None:
     """Give every side its batch: that of ``--batch-size``, or the largest that it trains ``--within`` a memory."""
     options = setting.options
+    for side in sides if options.within else ():
+        side.step(setting.batch(pixels, 1))  # the optimizers' states are there from here on
     for side in sides:
         size = options.batch_size
         if options.within:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -62,5 +63,5 @@ def check(command: str, where: str) -> None:
     assert found, f"{where}: {command}"
     script, rest = found.groups()
     assert script in SCRIPTS, f"{where} runs benchmarks/{script}.py, which is no benchmark"
-    unknown = set(re.findall(r"(?<!\S)--[\w-]+", rest)) - options(script)
+    unknown = {word for word in shlex.split(rest) if word.startswith("--")} - options(script)
     assert not unknown, f"{where} gives benchmarks/{script}.py {', '.join(sorted(unknown))}, which it has not"
