@@ -31,12 +31,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from hub_folders import write_models, write_pictures
-from machine import describe
+from machine import add_json_option, describe, keep
 
 import kcache
-from kcache.devices import default_device
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"batch_size": 4, "resolution": 128, "mixed_precision": "no", "workers": 0, "warm": 2, "updates": 8},
@@ -220,7 +218,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, help=f"updates that are timed; {_default('updates')}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for the models, 15 GB at the full size; else the system's")
-    parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     for name, value in SIZES[options.size].items():
         if getattr(options, name) is None:
@@ -241,15 +239,11 @@ def main() -> None:
     """Measure and print."""
     options = parse()
     machine = describe("diffusers", "transformers", "accelerate", "peft", "datasets", "torchvision")
-    machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else default_device().type
-    machine["threads"] = torch.get_num_threads()
     print(json.dumps(machine, indent=1), flush=True)
-    settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path | None)}
-    told: dict[str, Any] = {"machine": machine, "settings": settings, "figures": {}}
+    figures: dict[str, Any] = {}
     for stage in options.stages:
-        told["figures"] |= measure_stage(stage, options)
-        if options.json:
-            options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        figures |= measure_stage(stage, options)
+        keep(options, machine, figures)
 
 
 if __name__ == "__main__":

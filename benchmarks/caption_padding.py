@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from machine import add_json_option, describe, keep
 
 import kcache
 from kcache.shards import BatchOrder, LengthOrder
@@ -30,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("captions", type=Path)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[16, 64, 256])
+    add_json_option(parser)
     options = parser.parse_args()
+    machine, figures = describe("transformers"), dict[str, dict[str, float]]()
     tokenizer = load_tokenizer(Path(kcache.__file__).parent / "data" / "kandinsky-tiny" / "prior" / "tokenizer")
     captions = [json.loads(line)["text"] for line in options.captions.read_text("utf-8").splitlines()]
     lengths = np.array(token_counts(tokenizer, captions)).clip(max=TOKENS)
@@ -43,10 +46,11 @@ def main() -> None:
         for draws in (1, 8):
             added = 1 + 3 * draws
             one, other = (tokens_run(order, lengths, added, updates) for order in (plain, grouped))
-            print(
-                f"batch {size:4}, {draws} draw{'s' if draws > 1 else ' '} {TOKENS + added:11} {one:8.1f} {other:18.1f}"
-                f" {lengths.mean() + added:11.1f} {one / other:18.2f}x"
-            )
+            name = f"batch {size:4}, {draws} draw{'s' if draws > 1 else ' '}"
+            least = float(lengths.mean()) + added
+            print(f"{name} {TOKENS + added:11} {one:8.1f} {other:18.1f} {least:11.1f} {one / other:18.2f}x")
+            figures[name] = {"trimmed": one, "grouped by length": other, "no padding": least}
+    keep(options, machine, figures)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Run ``python benchmarks/flops.py``; nothing is computed, so it takes seconds and no memory.
 """
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import diffusers
 import numpy as np
 import torch
 from architecture import PRIOR, models
+from machine import add_json_option, describe, keep
 from torch.utils.flop_counter import FlopCounterMode
 
 from kcache.training.shared_text import attend_for_all_heads, places_of, run_draws
@@ -81,6 +83,9 @@ def count_draws(batch: int = 64, shortest: int = 8, longest: int = 25) -> dict[t
 
 def main() -> None:
     """Print the table that the README shows, and what draws that share a caption cost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_json_option(parser)
+    options = parser.parse_args()
     c = count()
     prior = c["text"] + c["vision"]
     print("\nGFLOP for one sample      text  vision    MoVQ  trained fwd+bwd  reference step / cached step")
@@ -94,10 +99,13 @@ def main() -> None:
         ratio = (c["vision"] + movq + trained) / trained
         print(row.format(f"decoder, {side} px", 0, c["vision"], movq, trained, ratio))
     print("\nprior, batch of 64 captions of 8 to 25 tokens    GFLOP/sample  reference step / it, samples  noise draws")
+    draws_counted = {}
     for (draws, pack), trained in count_draws().items():
         name = f"{'packed' if pack else 'trimmed'}, {draws} draw{'s' if draws > 1 else ''}"
+        draws_counted[name] = trained
         ratio = (prior + c["prior-77"]) / trained
         print(f"{name:48} {trained:12.0f} {ratio:27.2f}x {draws * ratio:10.1f}x")
+    keep(options, describe("diffusers", "transformers"), {"GFLOP of a sample": c | draws_counted})
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import diffusers
 import torch
 import transformers
 from architecture import CLIP_TEXT, CLIP_VISION, MOVQ, PRIOR, UNET
-from decoder_step import SMALL as SMALL_DECODER
+from decoder_setting import SMALL as SMALL_DECODER
 from PIL import Image
-from prior_step import SMALL as SMALL_PRIOR
+from prior_setting import SMALL as SMALL_PRIOR
 
 import kcache
 from kcache.devices import default_device

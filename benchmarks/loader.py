@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from loader_sides import BATCH, KCACHE, PEERS, SIDES, Batch, Epoch, Memcpy, make_samples
-from machine import describe
+from machine import add_json_option, describe, keep
 
 COUNTS = {"prior": 2048, "decoder-fp16": 1024, "decoder-fp32": 512}
 MODES = {"warm": 1, "cold": 1, "eight": 8}
@@ -199,13 +199,12 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--sides", nargs="+", default=[], help="parts of names, such as '.tar' and litdata; else all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     machine = describe("webdataset", "datasets", "h5py", "mosaicml-streaming", "litdata")
     print(json.dumps(machine, indent=1))
     rates = {stage: measure(stage, options.modes, options.rounds, options.sides) for stage in options.stages}
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "samples_per_second": rates}, indent=1) + "\n")
+    keep(options, machine, rates)
 
 
 if __name__ == "__main__":

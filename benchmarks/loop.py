@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from architecture import PRIOR, UNET
 from loader_sides import Kcache, make_samples
-from machine import describe
+from machine import add_json_option, describe, keep
 
-from kcache.devices import default_device
 from kcache.shards import Cache
 from kcache.training.config import DecoderConfig, PriorConfig
 from kcache.training.engine import make_accelerator
@@ -207,10 +206,9 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--full", action="store_true", help="the architecture of the hub's checkpoints")
-    parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     machine, figures = describe("accelerate", "diffusers"), {}
-    machine["device"] = torch.cuda.get_device_name() if default_device().type == "cuda" else default_device().type
     print(json.dumps(machine, indent=1))
     for stage in options.stages:
         batch_size = options.batch_size or BATCH[stage]
@@ -221,8 +219,7 @@ def main() -> None:
             print(f"{what} of kcache train / bare step: {median:.3f} ({low:.3f} to {high:.3f})")
         for name, value in found["profile"].items():
             print(f"  {name:28} {value:7.2%}" if name != "seconds of an update" else f"  {name:28} {value:7.3f}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
+    keep(options, machine, figures)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import add_json_option, describe, keep
 
 from kcache.encoding.config import EncodeConfig
 from kcache.encoding.encode import encode
@@ -111,9 +112,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--stage", choices=["prior", "decoder"], action="append")
     parser.add_argument("--only", nargs="+", default=[""], help="parts with one of these in their name")
+    add_json_option(parser)
     chosen = parser.parse_args()
-    parts = {name for name in PARTS if any(word in name for word in chosen.only)}
-    chosen.parts = parts | {AGAINST[name] for name in parts}
+    machine, figures = describe("diffusers", "accelerate", "bitsandbytes"), dict[str, Any]()
     logging.disable(logging.WARNING)
     data = files("kcache") / "data"
     with (
@@ -125,15 +126,20 @@ def main() -> None:
         for stage in chosen.stage or ("prior", "decoder"):
             print(f"\n{stage}, {chosen.steps} updates of 16, {chosen.seeds} seeds\n")
             print("| | before | after | of what fp32 learned |\n|---|---|---|---|")
-            compare(stage, cache, models, Path(made), chosen)
+            for part, seen in compare(stage, cache, models, Path(made), chosen):
+                figures.setdefault(stage, {})[part] = seen
+                keep(chosen, machine, figures)
 
 
-def compare(stage: str, cache: Path, models: Path, folder: Path, chosen: Any) -> None:
-    """A row for each part; the last cell is the fall of the loss over that of its reference, seed by seed."""
+def compare(stage: str, cache: Path, models: Path, folder: Path, chosen: Any) -> Iterator[tuple[str, Any]]:
+    """A row for each part; the last cell is the fall of the loss over that of its reference, seed by seed.
+
+    Each part comes with the losses before and after of every seed.
+    """
+    wanted = {name for name in PARTS if any(word in name for word in chosen.only)}
+    wanted |= {AGAINST[name] for name in wanted}
     falls: dict[str, list[float]] = {}
-    for name, options in PARTS.items():
-        if name not in chosen.parts:
-            continue
+    for name, options in ((name, options) for name, options in PARTS.items() if name in wanted):
         if options.get("optimizer") == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
             print(f"| {name} | bitsandbytes is not installed | | |")
             continue
@@ -143,6 +149,7 @@ def compare(stage: str, cache: Path, models: Path, folder: Path, chosen: Any) ->
         before, after = (statistics.median(values) for values in zip(*seen, strict=True))
         spread = f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
         print(f"| {name} | {before:.5f} | {after:.5f} | {spread} |", flush=True)
+        yield name, seen
 
 
 if __name__ == "__main__":

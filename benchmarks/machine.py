@@ -1,16 +1,50 @@
-"""What a figure was measured on: the machine, how busy it was, and the versions of what took part."""
+"""What a figure was measured on (machine, load, versions of what took part), and the file that keeps both."""
 
+import argparse
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
+import torch
+
+DIGITS = 4
+"""Of a figure in a file: more say nothing."""
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """``--json FILE``, which every benchmark has."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, versions and every figure to FILE")
+
+
+def keep(options: argparse.Namespace, machine: dict[str, Any], figures: Any) -> None:
+    """Write a run to the file of ``--json``, if one was given: what `describe` told when it began, options, figures."""
+    if options.json is not None:
+        settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+        told = {"machine": machine, "settings": settings, "figures": _rounded(figures)}
+        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def spread(values: list[float]) -> str:
+    """Median, lowest and highest."""
+    return f"{median(values):6.2f}x [{min(values):.2f}, {max(values):.2f}]"
+
+
+def _rounded(value: Any) -> Any:
+    """The same with `DIGITS` digits of each fraction; keys as JSON has them."""
+    if isinstance(value, dict):
+        return {str(key): _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def describe(*packages: str) -> dict[str, Any]:
@@ -20,6 +54,8 @@ def describe(*packages: str) -> dict[str, Any]:
         "command": shlex.join(["python", *_without_folders(sys.argv)]),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "load": [round(load, 1) for load in psutil.getloadavg()],
         "system": platform.system(),

@@ -9,12 +9,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from typing import Any, NamedTuple
 
 import torch
 from architecture import PRIOR, UNET
 from live_bytes import LiveBytes
+from machine import add_json_option, describe, keep
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kcache.planning.counting import norms_in_fp32
@@ -183,8 +184,10 @@ def main() -> int:
     """Print a row for each case; 1 where one is further off than `LIMIT`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=ARCHITECTURES, default="tiny")
-    parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases with one of these in their name")
+    add_json_option(parser)
     chosen = parser.parse_args()
+    machine, figures = describe("diffusers"), dict[str, Any]()
     where = torch.cuda.get_device_name() if HAS_CUDA else "fake tensors, counted"
     print(f"{chosen.size} architecture, {where}; GB\n")
     print("| case | batch | weights | states | average | gradients | activations | peak reckoned | peak | ratio |")
@@ -192,10 +195,12 @@ def main() -> int:
     worst = 0.0
     with on_fake_tensors():
         for case in CASES:
-            if chosen.only not in case.name:
+            if not any(part in case.name for part in chosen.only):
                 continue
             reckoned, peak = compare(case, chosen.size)
             parts = astuple(reckoned)
+            figures[case.name] = {"batch": case.batch, "reckoned": asdict(reckoned), "peak": peak}
+            keep(chosen, machine, figures)
             ratio = reckoned.peak / peak
             worst = max(worst, abs(ratio - 1))
             cells = " | ".join(f"{part / 1e9:.3f}" for part in (*parts, peak))

@@ -3,12 +3,14 @@
 Run ``python benchmarks/optimizer_states.py``; it prints the numbers of docs/optimizers.md within two minutes.
 """
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers
 import torch
 from architecture import PRIOR, UNET
+from machine import add_json_option, describe, keep
 
 from kcache.shards import KcacheError
 from kcache.training.config import PriorConfig
@@ -45,6 +47,10 @@ def bytes_per_parameter(model: torch.nn.Module, optimizer: str, args: tuple[str,
 
 def main() -> None:
     """Print a row for each optimizer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_json_option(parser)
+    options = parser.parse_args()
+    machine, figures = describe("diffusers", "bitsandbytes"), dict[str, list[float] | str]()
     print("optimizer                  prior   decoder   (bytes of state for a parameter)")
     for name in OPTIMIZERS:
         for args in ARGS.get(name, [()]):
@@ -53,8 +59,11 @@ def main() -> None:
                 measured = [bytes_per_parameter(model, name, args) for model in (prior, unet)]
             except KcacheError as error:
                 print(f"{name:24} {error}")
+                figures[name] = str(error)
                 continue
+            figures[" ".join([name, *args])] = measured
             print(f"{' '.join([name, *args]):24}" + "".join(f"{value:9.2f}" for value in measured), flush=True)
+    keep(options, machine, figures)
 
 
 if __name__ == "__main__":

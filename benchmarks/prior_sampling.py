@@ -13,7 +13,8 @@ from typing import Any
 import diffusers
 import torch
 from architecture import PRIOR
-from prior_step import SMALL, TOKENS, spread
+from machine import add_json_option, describe, keep, spread
+from prior_setting import SMALL, TOKENS
 
 from kcache.devices import default_device, inference_dtype
 from kcache.progress import hush_libraries
@@ -54,7 +55,9 @@ def main() -> None:
     parser.add_argument("--captions", type=int, nargs="+", default=[1, 8], help="sampled together, with guidance")
     parser.add_argument("--longest", type=int, default=25, help="tokens of the longest caption")
     parser.add_argument("--rounds", type=int, default=5)
+    add_json_option(parser)
     options = parser.parse_args()
+    machine, figures = describe("diffusers"), dict[str, Any]()
     device = torch.device(options.device or default_device())
     hush_libraries()
     with device:
@@ -63,10 +66,12 @@ def main() -> None:
     print(f"{options.size} size on {device}, {model.dtype}, {STEPS} steps with guidance")
     for captions in options.captions:
         seconds = measure(sides(model, GUIDED * captions, options.longest, device), options.rounds, device)
+        figures[f"{captions} captions, seconds"] = seconds
         first = next(iter(seconds.values()))
         for name, taken in seconds.items():
             ratios = [one / other for one, other in zip(first, taken, strict=True)]
             print(f"{captions:4} captions, {name:14} {median(taken) * 1e3:9.1f} ms {spread(ratios)}")
+        keep(options, machine, figures)
 
 
 @torch.no_grad()

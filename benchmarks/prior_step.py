@@ -15,52 +15,21 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-from architecture import CLIP_TEXT, CLIP_VISION, PRIOR
 from flops import gflop
+from largest_batch import show_reckoned, tried
+from machine import add_json_option, describe, keep, spread
+from prior_setting import Setting, Trained
 
-from kcache.devices import default_device, is_out_of_memory
+from kcache.devices import default_device
 from kcache.training.compiling import compile_blocks
 from kcache.training.config import PriorConfig
 from kcache.training.loop import Objective
 from kcache.training.objectives import Batch, prior_loss
 from kcache.training.optimizers import make_optimizer
-from kcache.training.shared_text import attend_for_all_heads, places_of
-from kcache.training.trimming import trimmed_length
+from kcache.training.shared_text import attend_for_all_heads
 
-TOKENS = 77
-SMALL = {
-    "text": {"hidden_size": 160, "intermediate_size": 640, "projection_dim": 160, "num_hidden_layers": 8}
-    | {"num_attention_heads": 5},
-    "vision": {"hidden_size": 208, "intermediate_size": 1024, "projection_dim": 160, "num_hidden_layers": 12}
-    | {"num_attention_heads": 4},
-    "prior": {"num_attention_heads": 4, "num_layers": 5, "embedding_dim": 160},
-}
-"""An eighth of each width and a quarter of the layers, so that the parts keep about their shares of the cost."""
 CONFIG = PriorConfig(cache="", output_dir="")
-
-
-@dataclass
-class Trained:
-    """A prior and its optimizer."""
-
-    model: Any
-    optimizer: Any
-
-    @property
-    def nbytes(self) -> int:
-        """What they hold between two updates."""
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
-        return sum(one.nbytes for one in [*self.model.parameters(), *states] if isinstance(one, torch.Tensor))
-
-    def update(self, loss: torch.Tensor) -> None:
-        """One update of all weights."""
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
 
 @dataclass
@@ -80,73 +49,11 @@ class Side:
     gflop: float = 0.0
     peak: int = 0
 
-
-class Setting:
-    """The models, on one device, and the batches that every side gets."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.device = options, torch.device(options.device or default_device())
-        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.dtype]
-        self.generator = torch.Generator().manual_seed(0)
-        change = SMALL if options.size == "small" else {"text": {}, "vision": {}, "prior": {}}
-        self.shapes = {"text": CLIP_TEXT, "vision": CLIP_VISION, "prior": PRIOR}
-        self.shapes = {name: shape | change[name] for name, shape in self.shapes.items()}
-        self.scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
-
-    def trained(self) -> Trained:
-        """A prior with random weights, in fp32 as both sides train it."""
-        with self.device:
-            model = diffusers.PriorTransformer(**self.shapes["prior"])
-        torch.nn.init.ones_(model.clip_std)
-        for name in ("clip_mean", "clip_std"):
-            getattr(model, name).requires_grad_(False)
-        return Trained(model.train(), None)
-
-    def encoders(self) -> tuple[Any, Any]:
-        """CLIP's two encoders, frozen, in the precision that the reference casts them to."""
-        with self.device:
-            text = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**self.shapes["text"]))
-            config = transformers.CLIPVisionConfig(**self.shapes["vision"])
-            vision = transformers.CLIPVisionModelWithProjection(config)
-        return tuple(one.to(self.dtype).eval().requires_grad_(False) for one in (text, vision))  # type: ignore[return-value]
-
-    def lengths(self, size: int) -> torch.Tensor:
-        """Tokens of captions, all lengths within ``--tokens`` equally likely."""
-        low, high = self.options.tokens
-        return torch.randint(low, high + 1, (size,), generator=self.generator)
-
-    def cached(self, size: int, draws: int, *, trim: bool, pack: bool = False) -> Batch:
-        """A batch as it comes from a cache."""
-        lengths, width = self.lengths(size), self.shapes["prior"]["embedding_dim"]
-        length = trimmed_length(int(lengths.max()), TOKENS) if trim else TOKENS
-        rows = (size,) if draws == 1 else (size, draws)
-        batch = {
-            "image_embeds": torch.randn(size, width, generator=self.generator),
-            "text_embeds": torch.randn(size, width, generator=self.generator),
-            "hidden_states": torch.randn(size, length, width, generator=self.generator),
-            "lengths": lengths,
-            "noise": torch.randn(*rows, width, generator=self.generator),
-            "timesteps": torch.randint(0, 1000, rows, generator=self.generator),
-        }
-        if pack:
-            batch["places"] = torch.from_numpy(places_of(lengths.numpy(), length, draws))
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
-
-    def live(self, size: int) -> Batch:
-        """A batch of captions as tokens and pictures as pixels, as the reference's loader gives it."""
-        side, batch = self.shapes["vision"]["image_size"], self.cached(size, 1, trim=False)
-        batch["tokens"] = torch.randint(0, 49000, (size, TOKENS), generator=self.generator).to(self.device)
-        batch["pixels"] = torch.randn(size, 3, side, side, generator=self.generator).to(self.device, self.dtype)
-        return batch
-
-    def autocast(self) -> Any:
-        """Mixed precision, as accelerate puts it around the forward of both."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def wait(self) -> None:
-        """Until the device has done all it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What was measured of it: an update is of ``batch`` samples with ``draws`` draws each."""
+        told = {"batch": self.size, "draws": self.draws, "seconds of an update": self.seconds}
+        return told | {"GFLOP of an update": self.gflop, "peak bytes": self.peak or None}
 
 
 def make_sides(setting: Setting) -> list[Side]:
@@ -215,24 +122,6 @@ def cached_step(setting: Setting, trained: Trained) -> Callable[[Batch], None]:
     return step
 
 
-def largest(setting: Setting, side: Side, others: int, limit: float) -> int:
-    """The largest power of two of samples that a side trains in ``limit`` GB; ``others`` bytes do not count."""
-    best, size = 0, 1
-    while True:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            side.step(side.batch(size))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            side.uses.optimizer.zero_grad()
-            return best
-        if torch.cuda.max_memory_allocated() - others > limit * 1e9:
-            return best
-        best, size = size, 2 * size
-
-
 def prepare(setting: Setting, sides: list[Side]) -> None:
     """Warm every side up, count its FLOPs, and choose its batch."""
     for side in sides:
@@ -242,8 +131,12 @@ def prepare(setting: Setting, sides: list[Side]) -> None:
     for side in sides:
         others = sum(nbytes for one, nbytes in holds.items() if one != id(side.uses))
         others += 0 if side.encoders else encoders
-        within = setting.options.within
-        side.size = largest(setting, side, others, within) if within else setting.options.batch_size
+        side.size = setting.options.batch_size
+        if setting.options.within:
+            side.size = tried(lambda size, side=side: side.step(side.batch(size)), setting.options.within, others)
+            side.uses.optimizer.zero_grad()
+        if not side.size:
+            raise SystemExit(f"{side.name} does not fit {setting.options.within:g} GB; leave it out of --sides")
         side.batches = [side.batch(side.size) for _ in range(4)]
         side.gflop = sum(gflop(lambda side=side, one=one: side.step(one)) for one in side.batches) / 4
         if setting.device.type == "cuda":
@@ -279,11 +172,6 @@ def matrix_product(setting: Setting) -> float:
         one @ one
     setting.wait()
     return 2 * n**3 * times / (time.perf_counter() - began) / 1e12
-
-
-def spread(values: list[float]) -> str:
-    """Median, lowest and highest."""
-    return f"{median(values):6.2f}x [{min(values):.2f}, {max(values):.2f}]"
 
 
 def show(setting: Setting, sides: list[Side], tflops: float) -> None:
@@ -328,18 +216,23 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="updates of a side in a round; 10 on a GPU, 1 on a CPU")
+    add_json_option(parser)
     options = parser.parse_args()
     on_gpu = torch.device(options.device or default_device()).type == "cuda"
     options.dtype = options.dtype or ("bf16" if on_gpu else "fp32")
     options.batch_size = options.batch_size or (64 if on_gpu else 16)
     options.steps = options.steps or (10 if on_gpu else 1)
+    machine = describe("diffusers", "transformers")
     if options.within and not on_gpu:
-        parser.error("--within looks at the memory of a GPU, and there is none")
+        keep(options, machine, show_reckoned("prior", [options.within]))
+        return
     torch.manual_seed(0)
     setting = Setting(options)
     sides = make_sides(setting)
     prepare(setting, sides)
-    show(setting, sides, measure(setting, sides))
+    tflops = measure(setting, sides)
+    show(setting, sides, tflops)
+    keep(options, machine, {"matrix product, TFLOP/s": tflops, **{side.name: side.figures for side in sides}})
 
 
 SIDES = ["reference", "padded", "trimmed", "packed", "draws", "packed-draws"]

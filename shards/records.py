@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from .errors import CacheError, DamageError
 from .files import read_plain
@@ -12,12 +15,27 @@ from .files import read_plain
 Record = dict[str, Any]
 MAX_BYTES = 256 * 2**20
 """A larger metadata file is neither written nor read."""
+_PIECE = 1 << 16
+"""Numbers that are spelled at once."""
 
 
 def digest(value: object) -> str:
     """sha256 (hex) of a JSON value in its one canonical spelling."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def digest_of_numbers(lists: Sequence[npt.NDArray[np.int64]]) -> str:
+    """`digest` of lists of whole numbers, a piece at a time: ten million of them are too many for one text."""
+    hashed = hashlib.sha256(b"[")
+    for number, values in enumerate(lists):
+        hashed.update(b",[" if number else b"[")
+        for start in range(0, len(values), _PIECE):
+            text = json.dumps(values[start : start + _PIECE].tolist(), separators=(",", ":"))
+            hashed.update(f"{',' if start else ''}{text[1:-1]}".encode("ascii"))
+        hashed.update(b"]")
+    hashed.update(b"]")
+    return hashed.hexdigest()
 
 
 def dump_record(record: Record) -> bytes:

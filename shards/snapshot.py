@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -18,6 +18,9 @@ from .index import ENTRY, Entries, check_entries, load_index, present
 from .leases import reader_lease
 from .pinned import EntriesInMemory, Numbers, PinnedColumn, ShardFile, table_of
 from .records import digest
+
+_AT_ONCE = 64
+"""Commits that are in memory while what is derived from them is made."""
 
 
 class Snapshot:
@@ -176,10 +179,8 @@ def _stated(cache: Cache, name: str, generations: dict[int, int]) -> list[list[i
 
 def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: dict[int, int]) -> PinnedColumn:
     files, parts, stale = [], [], 0
-    commits = [cache.commit(column.name, *commit) for commit in generations.items()]
-    cache.storage.bring([commit.index for commit in commits if commit.index])
-    for commit in commits:
-        shard, generation, entries = commit.shard, commit.generation, load_entries(cache, column, commit)
+    for commit, entries in _committed(cache, column, generations):
+        shard, generation = commit.shard, commit.generation
         if shard in edited:
             outdated = stale_rows(column, commit, cache.samples(shard, edited[shard]))
             entries = entries.copy()
@@ -192,6 +193,15 @@ def _gather(cache: Cache, column: Column, generations: dict[int, int], edited: d
     names = {file.shard: file.file for file in files if file.file != usual[file.shard]}
     absent = np.flatnonzero(~present(entries))
     return PinnedColumn(column, cache.container, table_of(files), EntriesInMemory(entries), absent, stale, names)
+
+
+def _committed(cache: Cache, column: Column, generations: dict[int, int]) -> Iterator[tuple[Commit, Entries]]:
+    """The commits of a column with their indices; some at a time, since each holds a key for every row."""
+    named = list(generations.items())
+    for start in range(0, len(named), _AT_ONCE):
+        commits = [cache.commit(column.name, *one) for one in named[start : start + _AT_ONCE]]
+        cache.storage.bring([commit.index for commit in commits if commit.index])
+        yield from ((commit, load_entries(cache, column, commit)) for commit in commits)
 
 
 def load_entries(cache: Cache, column: Column, commit: Commit) -> Entries:

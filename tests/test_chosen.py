@@ -11,8 +11,8 @@ import pytest
 from commands import Encode, done
 from support import ids
 
-from kcache.shards import Cache, KcacheError, Snapshot, UsageError
-from kcache.training.chosen import choose, choose_mixed, selection_record
+from kcache.shards import Cache, KcacheError, Snapshot, UsageError, records
+from kcache.training.chosen import choose, choose_mixed, planned_ids, selection_record
 from kcache.training.config import PriorConfig
 from kcache.training.train import train
 
@@ -35,6 +35,32 @@ def test_all_samples_are_trained_on_unless_something_is_said(snapshot: Snapshot)
     chosen = choose(config(), snapshot, 0)
     assert chosen.train.tolist() == list(range(10))
     assert not len(chosen.held_out)
+
+
+def test_what_is_chosen_does_not_hang_on_how_many_samples_are_placed_at_once(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(names(snapshot, [9, 0, 4, 5])), "utf-8")
+    made = config(sample_ids=str(listed), where="width > 1", validation_split=0.5)
+    expected = choose(made, snapshot, 0)
+    assert sorted([*expected.train.tolist(), *expected.held_out.tolist()]) == [0, 4, 5, 9]
+    shuffled = np.array([7, 2, 9, 0])
+    ids_of_shuffled = planned_ids(snapshot, shuffled)
+    assert ids_of_shuffled == names(snapshot, shuffled)
+    monkeypatch.setattr("kcache.training.chosen._PIECE", 3)
+    again = choose(made, snapshot, 0)
+    assert again.train.tolist() == expected.train.tolist()
+    assert again.held_out.tolist() == expected.held_out.tolist()
+    assert planned_ids(snapshot, shuffled) == ids_of_shuffled
+
+
+def test_the_digest_of_samples_is_that_of_their_numbers_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = [np.arange(10), np.zeros(0, np.int64), np.array([2**62, 7])]
+    for piece in (1, 3, 100):
+        monkeypatch.setattr(records, "_PIECE", piece)
+        for some in (lists, lists[:1], []):
+            assert records.digest_of_numbers(some) == records.digest([values.tolist() for values in some])
 
 
 @pytest.mark.parametrize(

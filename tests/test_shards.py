@@ -297,7 +297,9 @@ def test_samples_that_were_set_aside_are_not_in_a_snapshot(tmp_path: Path, conta
 
 
 @pytest.mark.parametrize("harm", ["deleted", "cut", "flipped", "stale", "half new", "not JSON"])
-def test_a_derived_index_that_is_not_whole_and_new_changes_nothing(cache: Cache, tmp_path: Path, harm: str) -> None:
+def test_a_derived_index_that_is_not_whole_and_new_changes_nothing(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
     Snapshot(cache, ["image"])  # writes index/
     shutil.copytree(cache.root / "index", tmp_path / "old")
     cache.extend_plan(["one more"])
@@ -316,6 +318,7 @@ def test_a_derived_index_that_is_not_whole_and_new_changes_nothing(cache: Cache,
         shutil.copy(tmp_path / "old" / "image.idx", index_file)
     else:
         json_file.write_bytes(b"\xff{")
+    monkeypatch.setattr("kcache.shards.snapshot._AT_ONCE", 3)  # of four commits
     again = Snapshot(Cache(cache.root), ["image"])
     assert again.digest == expected.digest
     assert again.rows.tolist() == expected.rows.tolist()

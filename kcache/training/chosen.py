@@ -18,6 +18,8 @@ from .samples import Positions
 FIELDS = ("id", "text", "captions", "width", "height", "sha256")
 """What ``--where`` can look at: what the samples column of a cache holds."""
 
+_PIECE = 1 << 20
+"""As many samples are placed at once."""
 _SUBSET = -1
 """The epoch whose order picks the rows of ``--max-train-samples``; training begins at epoch 0."""
 
@@ -92,20 +94,33 @@ def id_hash(name: str) -> int:
 
 def planned_ids(snapshot: Snapshot, positions: Positions) -> list[str]:
     """The ids under which samples were added: unlike the present ones they never change."""
-    ids: dict[int, list[str]] = {}
-    names = []
-    for shard, row in snapshot.places(positions).tolist():
-        if shard not in ids:
-            ids[shard] = snapshot.cache.planned_ids(shard)
-        names.append(ids[shard][row])
+    order = np.argsort(positions, kind="stable")
+    names = [""] * len(positions)
+    for at, name in zip(order.tolist(), _planned_ids(snapshot, positions[order]), strict=True):
+        names[at] = name
     return names
+
+
+def _planned_ids(snapshot: Snapshot, ascending: Positions) -> Iterator[str]:
+    """The same one after the other, for ascending positions, so that those of one shard are in memory at a time."""
+    for shard, rows in _by_shard(snapshot, ascending):
+        ids = snapshot.cache.planned_ids(shard)
+        yield from (ids[row] for row in rows)
+
+
+def _by_shard(snapshot: Snapshot, ascending: Positions) -> Iterator[tuple[int, list[int]]]:
+    """Each shard that some positions lie in, and their rows there; all the places may be too many for memory."""
+    for start in range(0, len(ascending), _PIECE):
+        places = snapshot.places(ascending[start : start + _PIECE])
+        for some in np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1):
+            yield int(some[0, 0]), some[:, 1].tolist()
 
 
 def _hold_out(share: float, snapshot: Snapshot, positions: Positions) -> Chosen:
     """Hold out the samples whose hash lies below ``share``: a larger share holds out the same ones and more."""
     if not share:
         return Chosen(positions, np.zeros(0, np.int64))
-    hashes = np.array([id_hash(name) for name in planned_ids(snapshot, positions)], np.uint64)
+    hashes = np.fromiter(map(id_hash, _planned_ids(snapshot, positions)), np.uint64, len(positions))
     held = hashes < np.uint64(int(share * 2**64))
     return Chosen(positions[~held], positions[held][np.argsort(hashes[held])])
 
@@ -114,16 +129,21 @@ def _where(expression: str, snapshot: Snapshot) -> Any:
     """Whether ``--where`` holds, for each position (shape ``(n,)``)."""
     where = Where(expression)
     where.check(FIELDS, snapshot.cache.name)
-    kept = [where.keeps(row, f"sample '{row['id']}'") for row in _rows(snapshot)]
-    logger.info("--where keeps %s of %s samples", f"{sum(kept):,}", f"{len(kept):,}")
-    return np.array(kept, np.bool_)
+    each = (where.keeps(row, f"sample '{row['id']}'") for row in _rows(snapshot))
+    kept = np.fromiter(each, np.bool_, len(snapshot))
+    logger.info("--where keeps %s of %s samples", f"{kept.sum():,}", f"{len(kept):,}")
+    return kept
 
 
 def _listed(file: str, snapshot: Snapshot) -> Any:
     """Whether an id stands in a file, for each position (shape ``(n,)``)."""
-    wanted = _read_ids(file)
-    names = [str(row["id"]) for row in _rows(snapshot)]
-    if lacking := sorted(wanted.difference(names)):
+    wanted, there = _read_ids(file), set[str]()
+    kept = np.zeros(len(snapshot), np.bool_)
+    for position, row in enumerate(_rows(snapshot)):
+        if row["id"] in wanted:
+            kept[position] = True
+            there.add(row["id"])
+    if lacking := sorted(wanted - there):
         logger.warning(
             "%s of the %s ids in %s have no features in %s, such as '%s'; they are left out",
             f"{len(lacking):,}",
@@ -132,7 +152,7 @@ def _listed(file: str, snapshot: Snapshot) -> Any:
             snapshot.cache.name,
             lacking[0],
         )
-    return np.array([name in wanted for name in names], np.bool_)
+    return kept
 
 
 def _read_ids(file: str) -> set[str]:
@@ -147,8 +167,6 @@ def _read_ids(file: str) -> set[str]:
 
 def _rows(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
     """What the samples column says of each position, its captions also as one text of as many lines."""
-    shard_now, rows = -1, []
-    for shard, row in snapshot.rows.tolist():
-        if shard != shard_now:
-            shard_now, rows = shard, snapshot.cache.samples(shard)
-        yield {**rows[row], "text": "\n".join(rows[row]["captions"])}
+    for shard, places in _by_shard(snapshot, np.arange(len(snapshot))):
+        rows = snapshot.cache.samples(shard)
+        yield from ({**rows[row], "text": "\n".join(rows[row]["captions"])} for row in places)

@@ -8,7 +8,7 @@ import numpy as np
 from kcache.progress import logger
 from kcache.shards import BatchOrder, Cache, KcacheError, LengthOrder, MixedOrder, Snapshot, UsageError, Windows
 from kcache.shards.local_cache import LocalCache, local_cache_for
-from kcache.shards.records import digest
+from kcache.shards.records import digest_of_numbers
 
 from .chosen import choose, choose_mixed
 from .config import TrainConfig
@@ -71,7 +71,7 @@ class Mixture:
     @property
     def digest(self) -> str:
         """What names the samples that are trained on."""
-        return digest([positions.tolist() for positions in self.train])
+        return digest_of_numbers(self.train)
 
     def epoch(self, source: Source) -> Fraction:
         """Samples that are trained on while the first cache is passed once, those of the others among them."""
