@@ -16,6 +16,7 @@ from kcache.shards import Column, KcacheError
 from kcache.shards.records import Record, digest
 
 from .batches import Batches
+from .landing import Awaited, Landing, send
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,10 @@ class Encoder(Protocol):
         """Load the model, which the first features do otherwise."""
 
     def features(self, inputs: Sequence[Any], batch_size: int) -> Iterator[Features]:
-        """The features of each input in order, computed at most ``batch_size`` at a time."""
+        """The features of each input in order, computed at most ``batch_size`` at a time.
+
+        Pictures are given to the device by the call; to go through their features, in any thread, is to wait for them.
+        """
 
     def null(self) -> Features | None:
         """The features of no condition, or None for a column that has none."""
@@ -77,9 +81,12 @@ def encode_pictures(
     batches: Batches,
     size: int,
     precision: Precision,
-) -> list[Array]:
-    """What ``encode`` gives for each picture, in order; pictures of one shape are batched together."""
-    outputs: dict[int, Array] = {}
+) -> list[Awaited]:
+    """What ``encode`` gives for each picture, in order and in fp32; pictures of one shape are batched together.
+
+    All of it is given to the device; a GPU may be at it still when this returns.
+    """
+    outputs: dict[int, Awaited] = {}
     for indices in _by_shape(inputs):
         pixels = [inputs[i].pixels for i in indices]
         encoded = batches.map(lambda batch: _run(encode, batch, precision), pixels, size)
@@ -97,12 +104,11 @@ def _by_shape(inputs: Sequence[Prepared]) -> list[list[int]]:
 
 def _run(
     encode: Callable[["torch.Tensor"], "torch.Tensor"], batch: Sequence[npt.NDArray[np.float32]], precision: Precision
-) -> Sequence[Array]:
+) -> list[Awaited]:
     import torch
 
-    pixels = torch.from_numpy(np.stack(batch)).to(precision.device, torch_dtype(precision.encode_dtype))
     with torch.inference_mode():
-        return list(to_numpy(encode(pixels)))
+        return Landing(encode(send(batch, precision.device, torch_dtype(precision.encode_dtype)))).rows()
 
 
 class Models:
@@ -132,11 +138,6 @@ def _load(component: Component, model_class: Any, precision: Precision) -> Any:
             f"the {component.subfolder} of {component.checkpoint.name_or_path} in {precision.encode_dtype} does not fit"
             f" into the memory of {precision.device}; free some, or try --encode-dtype fp16 or --device cpu"
         ) from error
-
-
-def to_numpy(tensor: "torch.Tensor") -> Array:
-    """The values in fp32 on the CPU."""
-    return np.asarray(tensor.float().cpu().numpy())
 
 
 def notes_of(checkpoint: Checkpoint) -> Record:

@@ -93,7 +93,7 @@ class ImageColumn:
         embeds = encode_pictures(
             lambda pixels: model(pixels).image_embeds, inputs, self._batches, batch_size, self._precision
         )
-        return ({"image_embeds": one} for one in embeds)
+        return ({"image_embeds": one()} for one in embeds)
 
     def null(self) -> Features:
         """The embedding of a tensor of zeros, as KandinskyV22PriorPipeline.get_zero_embed has it."""

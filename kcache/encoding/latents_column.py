@@ -84,7 +84,8 @@ class LatentsColumn:
         latents = encode_pictures(
             lambda pixels: model.encode(pixels).latents, inputs, self._batches, batch_size, self._precision
         )
-        return (self._stored(one, prepared.fields) for one, prepared in zip(latents, inputs, strict=True))
+        known = [prepared.fields for prepared in inputs]  # not their pixels, which would be held until all is there
+        return (self._stored(one(), fields) for one, fields in zip(latents, known, strict=True))
 
     def null(self) -> None:
         """None: the decoder is conditioned on the image embedding only."""
