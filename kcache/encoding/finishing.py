@@ -24,7 +24,7 @@ class Finisher:
     _commit: Future[None] | None
 
     def put(self, work: Callable[[], None]) -> Future[None]:
-        """Have ``work`` done after all that was put before, of which `MOST` may wait. Raises what went wrong in that."""
+        """Have ``work`` done after all that was put before, of which `MOST` may wait. Raises what went wrong."""
         while self._waiting and (len(self._waiting) >= MOST or self._waiting[0].done()):
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(self._do, work))
