@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick torture browser lint format clean
+.PHONY: help demo test quick torture learn browser lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,13 +19,16 @@ demo: $(STAMP) ## encode, train and generate on pictures that come with kcache, 
 
 test: browser lint ## everything that CI checks: lint, types, all tests, the wheel
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(STAMP) ## the tests that take seconds and need no browser
 	@$(BIN)/python -m pytest -q -m "not slow and not browser and not torture"
 
 torture: $(STAMP) ## all the kills, power failures, failing disks and damage there are, in two processes; a table at the end
 	@$(BIN)/python -m pytest -v -n 2 --dist worksteal -m torture
+
+learn: $(STAMP) ## train kandinsky-tiny's prior and UNet from noise and score them: one to two hours; PICTURES=the emoji
+	@$(BIN)/python examples/kandinsky-tiny/learn.py --pictures "$(PICTURES)"
 
 browser: ## see to Chromium and its driver, with which the tests open the page of kcache report
 	@sh tests/get_browser.sh

@@ -1,12 +1,14 @@
-"""`kcache info`: what a cache holds and what made it."""
+"""`kcache info`: what a cache holds and what made it; how a picture was made."""
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kcache.cli.options import ListOption
+from kcache.cli.picture_info import is_png, print_picture
 from kcache.cli.say import cells, say
 from kcache.cli.sizes import count, size
 
@@ -33,14 +35,21 @@ if TYPE_CHECKING:
 def info(cache: str, as_json: bool, set_aside: bool, cut_captions: bool, fits: tuple[str, ...]) -> int:
     """Show the columns of CACHE: samples, bytes, dtypes, and the encoders that made them.
 
+    Of a PNG that 'kcache generate' wrote, show how it was made and the command that makes it again.
+
     \b
       kcache info cache
       kcache info cache --set-aside
       kcache info cache --json | jq .columns
       kcache info cache --fits my-prior my-decoder
+      kcache info fox.png
     """
     from kcache import shards
 
+    if is_png(Path(cache)):
+        if fits or set_aside or cut_captions:
+            raise shards.UsageError(f"{cache} is a picture, of which --json is the only option; name a cache")
+        return print_picture(Path(cache), as_json)
     if fits:
         return _print_fits(shards.Cache(cache), fits, as_json)
     if cut_captions:

@@ -14,6 +14,7 @@ COMMANDS = {
     "info": ("kcache.cli.info:info", "Show what a cache holds and what made it."),
     "verify": ("kcache.cli.verify:verify", "Check a cache's bytes against what was committed."),
     "gc": ("kcache.cli.gc:gc", "Remove what no current commit of a cache names."),
+    "preview": ("kcache.cli.preview:preview", "Show what is in a cache on a page: pictures, captions, oddities."),
     "diff": ("kcache.cli.diff:diff", "Say in what two caches differ, and why."),
     "convert": ("kcache.cli.convert:convert", "Write a cache anew in files of another kind or size."),
     "merge": ("kcache.cli.merge:merge", "Write several caches with the same columns as one."),

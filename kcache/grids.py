@@ -46,7 +46,7 @@ def grid(pictures: Sequence[Image.Image], columns: int, gap: int = GAP, paper: C
 
 
 def labelled_sheet(sections: Sequence[tuple[str, Sequence[Group]]]) -> Image.Image:
-    """Sections one below the other, each under its title and with all its groups laid out in rows.
+    """Sections one below the other, each under its title, if it has one, and with all its groups laid out in rows.
 
     Letters that Pillow's own font lacks are drawn as empty boxes: it knows little more than Latin.
     """
@@ -64,6 +64,8 @@ def _section(title: str, groups: Sequence[Group], size: int) -> Image.Image:
     tiles = [_tile(group, size) for group in groups]
     columns = max(1, COLUMNS // max(len(group.pictures) for group in groups))
     body = grid(tiles, columns, size, PAPER)
+    if not title:
+        return body
     return _column([_text(title, body.width, round(1.25 * size), INK, lines=1), body], gap=size // 2)
 
 

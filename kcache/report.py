@@ -1,14 +1,11 @@
 """One page on one or several training runs: HTML that holds everything it shows and asks the network for nothing."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
-from kcache import __version__, report_curves, report_pictures, report_tables
+from kcache import __version__, pages, report_curves, report_pictures, report_tables
 from kcache.runs import METRICS, Run, read_run
 from kcache.shards import KcacheError, UsageError, durable
 
@@ -49,16 +46,12 @@ def report(config: ReportConfig) -> WrittenReport:
 
 def render(runs: dict[str, Run], made: datetime) -> str:
     """The page on some runs, by the names that it shows them under."""
-    from jinja2 import Environment, StrictUndefined
-
     charts = report_curves.charts(runs)
     data = {"runs": list(runs), "charts": charts, "pictures": report_pictures.pictures(runs)}
-    script = "\n".join(map(_asset, ("chart.js", "page.js")))
-    style = _asset("page.css")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # What tojson writes cannot end the script block that it stands in; numbers stay short.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment.from_string(_asset("page.html")).render(
+    script = "\n".join(pages.asset("report", name) for name in ("chart.js", "page.js"))
+    style = pages.asset("report", "page.css")
+    return pages.render(
+        pages.asset("report", "page.html"),
         made=made,
         version=__version__,
         runs=runs,
@@ -67,7 +60,7 @@ def render(runs: dict[str, Run], made: datetime) -> str:
         data=data,
         script=script,
         style=style,
-        policy=_policy(script, style),
+        policy=pages.policy(script, style),
     )
 
 
@@ -89,19 +82,3 @@ def _require_run(folder: Path) -> None:
     inside = any(folder.glob(f"*/{METRICS}"))
     hint = f"; it holds runs, so name these: kcache report {folder}/*" if inside else ""
     raise KcacheError(f"{folder} has no {METRICS}, which 'kcache train' writes into its --output-dir{hint}")
-
-
-def _policy(script: str, style: str) -> str:
-    """What the browser may do with the page: run exactly this script, show embedded pictures, and load nothing."""
-    return (
-        f"default-src 'none'; img-src data:; script-src '{_digest(script)}'; style-src '{_digest(style)}';"
-        " base-uri 'none'; form-action 'none'"
-    )
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _asset(name: str) -> str:
-    return (resources.files("kcache") / "data" / "report" / name).read_text("utf-8")

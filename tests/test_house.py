@@ -17,6 +17,7 @@ PACKAGES = {"kcache": "kcache", "cli": "kcache.cli", "shards": "kcache.shards"} 
 HEAVY = {"torch", "transformers", "diffusers", "accelerate", "datasets", "peft", "webdataset", "h5py", "numpy", "PIL"}
 SHARED_CLI_FILES = {
     "encode_summary",
+    "picture_info",
     "reference_options",
     "say",
     "sections",

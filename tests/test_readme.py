@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("shards", "kcache", "kcache/encoding", "kcache/training", "kcache/planning", "cli")
+FOLDERS = ("shards", "kcache", "kcache/encoding", "kcache/training", "kcache/generating", "kcache/planning", "cli")
 
 
 def opening_sentence(path: Path) -> str:

@@ -64,7 +64,7 @@ def quick(results: Path) -> list[object]:
 
 def generate(results: Path, png: Path, *words: object) -> bytes:
     """The picture that `kcache generate` makes of one prompt and seed."""
-    names = ["--decoder", results / "decoder", *quick(results), f"--resolution={SIDE}", "-o", png]
+    names = ["--decoder", results / "decoder", *quick(results), f"--resolution={SIDE}", "--no-metadata", "-o", png]
     done(kcache("generate", "a red fox", *names, *words))
     return png.read_bytes()
 

@@ -15,7 +15,8 @@ from peft import LoraConfig
 from PIL import Image
 from tiny import PIXELS, WIDTH
 
-from kcache.generation import GenerateConfig, generate
+from kcache.generating.config import GenerateConfig
+from kcache.generating.generate import generate
 from kcache.grids import Group, grid, labelled_sheet
 from kcache.shards import Cache, KcacheError
 from kcache.shards.reader import read_null

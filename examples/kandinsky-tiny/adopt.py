@@ -7,14 +7,9 @@ from pathlib import Path
 import torch
 from diffusers import PriorTransformer, UNet2DConditionModel
 
-UNTRAINED = {
-    "prior": "The prior transformer is untrained: `kcache train prior` trains it.",
-    "decoder": "The UNet is untrained: `kcache train decoder` trains it.",
-}
-TRAINED = {
-    "prior": "The prior transformer was trained by `kcache train prior` on all 3,388 emoji, for {steps}.",
-    "decoder": "The UNet was trained by `kcache train decoder` on all 3,388 emoji, for {steps}.",
-}
+OPENING = {"prior": "The prior transformer ", "decoder": "The UNet "}
+"""How the line of a card begins that says what trained this component."""
+TRAINED = "was trained from noise by `kcache train {stage}` on the same 3,288 emoji, for {steps}."
 
 
 def adopt(trained: Path, checkpoint: Path, stage: str, steps: str) -> None:
@@ -28,7 +23,10 @@ def adopt(trained: Path, checkpoint: Path, stage: str, steps: str) -> None:
     for path in (checkpoint / subfolder).glob("*.safetensors"):
         path.chmod(0o644)
     card = checkpoint / "README.md"
-    card.write_text(card.read_text().replace(UNTRAINED[stage], TRAINED[stage].format(steps=steps)))
+    lines = card.read_text().splitlines(keepends=True)
+    (said,) = (number for number, line in enumerate(lines) if line.startswith(OPENING[stage]))
+    lines[said] = OPENING[stage] + TRAINED.format(stage=stage, steps=steps) + "\n"
+    card.write_text("".join(lines))
 
 
 def main() -> None:

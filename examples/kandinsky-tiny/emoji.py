@@ -31,10 +31,14 @@ def on_white(path: Path) -> Image.Image:
     return Image.alpha_composite(white, rgba).convert("RGB")
 
 
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """`file_name` and `text` of every picture, in the order of `metadata.jsonl`."""
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def read_emoji(folder: Path) -> list[Emoji]:
     """Every picture that `metadata.jsonl` names, in its order."""
-    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [Emoji(row["file_name"], row["text"], on_white(folder / row["file_name"])) for row in rows]
+    return [Emoji(row["file_name"], row["text"], on_white(folder / row["file_name"])) for row in read_rows(folder)]
 
 
 def held_out_texts(texts: list[str]) -> set[str]:

@@ -32,8 +32,17 @@ HOSTILE: list[Any] = [
 ]  # fmt: skip
 
 
+NAMES = st.text(max_size=40) | st.from_regex(r"[a-z0-9./-]{1,30}", fullmatch=True)
+
+
+@pytest.fixture(scope="module")
+def _unicode_tables() -> None:
+    """Hypothesis builds tables of all characters for the first text it draws in a fresh clone: 200 MB of its own."""
+    settings(max_examples=1, database=None)(given(NAMES)(lambda name: None))()
+
+
 @pytest.fixture(autouse=True)
-def _bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _bounded(_unicode_tables: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing hangs, and nothing takes more memory than the cache could explain."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     tracemalloc.start()
@@ -183,7 +192,7 @@ def test_the_parsers_take_any_bytes(tmp_path: Path, data: bytes) -> None:
 
 
 @settings(FEW, max_examples=100)
-@given(name=st.text(max_size=40) | st.from_regex(r"[a-z0-9./-]{1,30}", fullmatch=True))
+@given(name=NAMES)
 def test_names_are_parsed_or_not_and_never_lead_out(name: str) -> None:
     for parse in (layout.parse_commit, layout.parse_column, layout.parse_stem, layout.parse_number):
         parse(name)
