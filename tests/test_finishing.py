@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kcache.encoding.finishing import MOST, Finisher
-from kcache.encoding.landing import Landing, send
+from kcache.landing import Landing, send, stacked
 
 
 def test_what_is_put_is_done_in_order_and_all_of_it_by_the_end() -> None:
@@ -50,9 +50,13 @@ def test_an_error_in_the_last_thing_put_is_raised_at_the_end() -> None:
 
 def test_what_was_put_before_an_interruption_is_finished() -> None:
     done: list[str] = []
-    with pytest.raises(KeyboardInterrupt), Finisher() as finisher:
+
+    def interrupted(finisher: Finisher) -> None:
         finisher.put_commit(lambda: done.append("committed"))
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Finisher() as finisher:
+        interrupted(finisher)
     assert done == ["committed"]
 
 
@@ -82,7 +86,9 @@ def test_only_so_much_waits(commits: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_batch_comes_back_in_fp32_as_its_dtype_has_it(dtype: torch.dtype) -> None:
     batch = [np.random.default_rng(i).standard_normal((3, 4, 5), np.float32) for i in range(3)]
-    rows = [row() for row in Landing(send(batch, torch.device("cpu"), dtype)).rows()]
+    cpu = torch.device("cpu")
+    landing = Landing(send(stacked(batch, cpu), cpu).to(dtype))
+    rows = [landing.row(i) for i in range(3)]
     for row, sent in zip(rows, batch, strict=True):
         assert row.dtype == np.float32
         np.testing.assert_array_equal(row, torch.from_numpy(sent).to(dtype).float().numpy())

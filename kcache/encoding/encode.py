@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kcache.cache_card import Origin, public_name, require_license_name, write_card
+from kcache.compiler import require_compiler
 from kcache.devices import default_batch_size, find_device
 from kcache.progress import bar, logger
 from kcache.shards import Cache, Column, KcacheError, UsageError, durable, keep_dataset_options, layout
@@ -52,6 +53,8 @@ def encode(config: EncodeConfig, salvaged: SalvagedCache | None = None) -> Encod
     local = local_cache_for([config.cache], config.local_cache, config.local_cache_size)
     if config.license:
         require_license_name(config.license)
+    if config.compile:
+        require_compiler(find_device(config.device))
     storage = open_storage(config.cache, local)
     storage.require_writable()
     refuse_foreign_folder(storage)

@@ -1,7 +1,7 @@
 """Shard after shard: pictures from the pool through the encoders, finished and committed one behind."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, cast
@@ -12,7 +12,7 @@ from kcache.shards import Cache, Column, Commit, KcacheError, layout, read_rows
 from kcache.shards.commits import samples_key
 
 from .dataset import Dataset
-from .encoders import Encoder, Features, ImageEncoder
+from .encoders import Awaited, Encoder, Features, ImageEncoder
 from .finishing import Finisher
 from .images import Decoding
 from .memory import Memory
@@ -109,7 +109,7 @@ class ShardEncoder:
                 continue  # an encoder that has nothing to do is not even loaded
             prepared = [batch[i].prepared.pop(name) for i in fed]
             ids = {i: batch[i].id for i in fed}
-            coming = encoder.features(prepared, self.batch_size)
+            coming = list(encoder.features(prepared, self.batch_size))
             finisher.put(partial(self._store, name, ids, coming, features[name]))
             resolution = int(self.columns[name].preprocessing.get("resolution", 0))
             small = [i for i in fed if resolution > self.max_upscale * min(batch[i].width, batch[i].height)]
@@ -132,10 +132,10 @@ class ShardEncoder:
                 ids = {i: rows[i]["id"] for i in stale[start : start + self.batch_size]}
                 finisher.put(partial(self._store, name, ids, list(islice(encoded, len(ids))), features[name]))
 
-    def _store(self, name: str, ids: dict[int, str], coming: Iterable[Features], into: dict[int, Features]) -> None:
+    def _store(self, name: str, ids: dict[int, str], coming: Sequence[Awaited], into: dict[int, Features]) -> None:
         """Wait for the features of rows, and keep them as they are stored; ``ids`` are their samples by row."""
-        for (i, sample), one in zip(ids.items(), coming, strict=True):
-            into[i] = store(self.columns[name], one, sample)
+        for (i, sample), wait in zip(ids.items(), coming, strict=True):
+            into[i] = store(self.columns[name], wait(), sample)
         self.encoded[name] += len(ids)
 
     def _commit(self, task: ShardTask, rows: list[SamplesRow], features: dict[str, dict[int, Features]]) -> None:

@@ -1,7 +1,6 @@
 """Batches on their way to a device and back, which a GPU carries while it computes and the host goes on."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,18 +9,22 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-Awaited = Callable[[], npt.NDArray[np.float32]]
-"""One row of a batch: to call it is to wait until it is on the host."""
 
-
-def send(batch: Sequence[npt.NDArray[np.float32]], device: "torch.device", dtype: "torch.dtype") -> "torch.Tensor":
-    """Arrays of one shape as one tensor on the device; a GPU fetches them from pinned memory when it comes to it."""
+def stacked(batch: Sequence[npt.NDArray[np.float32]], device: "torch.device") -> "torch.Tensor":
+    """Arrays of one shape as one tensor on the host, in memory that this device can fetch from by itself."""
     import torch
 
-    is_cuda = device.type == "cuda"
-    host = torch.empty((len(batch), *batch[0].shape), dtype=torch.float32, pin_memory=is_cuda)
+    host = torch.empty((len(batch), *batch[0].shape), dtype=torch.float32, pin_memory=device.type == "cuda")
     np.stack(batch, out=host.numpy())
-    return host.to(device, non_blocking=is_cuda).to(dtype)
+    return host
+
+
+def send(host: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A tensor of the host on the device; a GPU fetches it when it comes to it, and nobody waits for that."""
+    if device.type != "cuda":
+        return host.to(device)
+    pinned = host if host.is_pinned() else host.pin_memory()  # from elsewhere a copy waits for all that was queued
+    return pinned.to(device, non_blocking=True)
 
 
 class Landing:
@@ -40,11 +43,8 @@ class Landing:
         else:
             self._host = tensor.cpu()
 
-    def rows(self) -> list[Awaited]:
-        """The rows in order, each to be waited for when it is wanted, from any thread."""
-        return [partial(self._row, i) for i in range(len(self._host))]
-
-    def _row(self, i: int) -> npt.NDArray[np.float32]:
+    def row(self, i: int) -> npt.NDArray[np.float32]:
+        """Row ``i`` in fp32, waited for; from any thread."""
         if self._copied:
             self._copied.synchronize()
         return np.asarray(self._host[i].float().numpy())
