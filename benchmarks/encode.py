@@ -1,7 +1,7 @@
 """Measures what `kcache encode` costs beside its encoders: the same models over tensors that already lie on the device.
 
-    python benchmarks/encode.py
-    python benchmarks/encode.py --size full             the hub's architecture, on a GPU
+    python benchmarks/encode.py --threads 1 --workers 1    kandinsky-tiny on a CPU, one core for either side
+    python benchmarks/encode.py --size full                the hub's architecture, on a GPU
 
 Each round encodes the pictures into a new cache, runs the bare encoders over as many inputs in batches of the same
 size, and reads and decodes the same pictures with nothing behind it. The order of the three turns from round to round,
@@ -11,6 +11,7 @@ encoders and decoding. Hashing and loading the models does not count: the clock 
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -22,8 +23,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from architecture import CLIP_VISION
-from hub_folders import write_models, write_pictures
+from hub_folders import DATA, write_models, write_pictures
 from machine import describe
 from stopwatch import clocks
 
@@ -34,8 +34,10 @@ from kcache.encoding.images import hushed_pillow
 from kcache.encoding.pictures import mapped_ahead
 from kcache.encoding.shard_encoder import ShardEncoder
 
-COUNTS = {"small": 192, "full": 4096}
+COUNTS = {"small": 256, "full": 2048}
 """Pictures of a round, where no folder is given."""
+RESOLUTIONS = {"small": 64, "full": 512}
+"""Pixels of MoVQ's pictures, where nobody said."""
 Times = tuple[float, float]
 """Seconds, and seconds of processor time."""
 
@@ -79,19 +81,19 @@ class Case:
     """The pictures and the encoders of one measurement, and the three things that are timed."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.folder, self.resolution, self.device = folder, options.resolution, default_device()
+        self.folder, self.device = folder, default_device()
+        self.resolution = options.resolution or RESOLUTIONS[options.size]
         self.batch_size = options.batch_size or default_batch_size(self.device)
         self.dtype = options.encode_dtype or ("fp32" if self.device.type == "cpu" else "fp16")
         self.workers, self.rounds = options.workers, 0
-        for stage, parts in (("prior", ("text", "vision")), ("decoder", ("movq",))):
-            write_models(stage, options.size, folder / "models", parts)
+        self.checkpoints = DATA / "kandinsky-tiny" if options.size == "small" else _full_models(folder / "models")
         self.pictures = options.pictures or folder / "pictures"
         if not options.pictures:
             write_pictures(options.count or COUNTS[options.size], options.picture_side, self.pictures)
         self.models = self._load()
 
     def _load(self) -> dict[str, Any]:
-        models = self.folder / "models"
+        models = self.checkpoints
         loaded = {
             "text": transformers.CLIPTextModelWithProjection.from_pretrained(models / "prior" / "text_encoder"),
             "vision": transformers.CLIPVisionModelWithProjection.from_pretrained(models / "prior" / "image_encoder"),
@@ -105,8 +107,8 @@ class Case:
         config = EncodeConfig(
             dataset=str(self.pictures),
             cache=str(self.folder / f"cache-{self.rounds}"),
-            pretrained_prior_model_name_or_path=str(self.folder / "models" / "prior"),
-            pretrained_decoder_model_name_or_path=str(self.folder / "models" / "decoder"),
+            pretrained_prior_model_name_or_path=str(self.checkpoints / "prior"),
+            pretrained_decoder_model_name_or_path=str(self.checkpoints / "decoder"),
             resolution=(self.resolution,),
             batch_size=self.batch_size,
             encode_dtype=self.dtype,
@@ -119,8 +121,9 @@ class Case:
     @torch.inference_mode()
     def bare(self) -> Times:
         """Each encoder over as many inputs as the run before had, captions that a shard repeats once."""
-        side, dtype = CLIP_VISION["image_size"], torch_dtype(self.dtype)
-        tokens = torch.randint(1, 49_000, (self.batch_size, 77), device=self.device)
+        side, dtype = self.models["vision"].config.image_size, torch_dtype(self.dtype)
+        words = self.models["text"].config.vocab_size
+        tokens = torch.randint(1, words, (self.batch_size, 77), device=self.device)
         small = torch.rand(self.batch_size, 3, side, side, device=self.device, dtype=dtype)
         large = torch.rand(self.batch_size, 3, self.resolution, self.resolution, device=self.device, dtype=dtype)
         work = [(len(task.pictures), _captions(task)) for task in Watched.last.tasks]
@@ -149,6 +152,13 @@ class Case:
             for _ in ready:
                 pass
         return since(began)
+
+
+def _full_models(folder: Path) -> Path:
+    """The encoders of the hub's architecture with random weights."""
+    write_models("prior", "full", folder, ("text", "vision"))
+    write_models("decoder", "full", folder, ("movq",))
+    return folder
 
 
 def _captions(task: Any) -> int:
@@ -185,26 +195,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "full"), default="small")
     parser.add_argument("--pictures", type=Path, help="a dataset to encode; default: kcache's pictures, over and over")
-    parser.add_argument(
-        "--count", type=int, help="how many of these; default: 192 at the small size, 4,096 at the full"
-    )
+    parser.add_argument("--count", type=int, help="how many of these; default: 256, at the full size 2,048")
     parser.add_argument("--picture-side", type=int, default=640, help="pixels of these JPEG files")
-    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--resolution", type=int, help="of the latents; default: 64, at the full size 512")
     parser.add_argument("--batch-size", type=int, help="default: that of kcache encode")
     parser.add_argument("--encode-dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on a GPU, else fp32")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="default: as kcache encode")
+    parser.add_argument("--threads", type=int, help="of torch on a CPU; default: torch's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write machine, versions and every figure to this file")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     machine = describe("diffusers", "transformers", "pillow")
     on_cpu = default_device().type == "cpu"
     machine["device"] = "cpu" if on_cpu else torch.cuda.get_device_name()
-    machine["threads"] = torch.get_num_threads()
+    machine |= {"threads": torch.get_num_threads(), "workers": options.workers}
     print(json.dumps(machine, indent=1))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kcache-encode-") as folder:
         taken = measure(Case(options, Path(folder)), options.rounds)
     figures = ratios(taken, on_cpu)
+    for name, times in taken.items():
+        wall, processor = (statistics.median(column) for column in zip(*times, strict=True))
+        print(f"{name:18} {wall:6.2f} s, {processor:6.2f} s of processor time")
     for name, values in figures.items():
         print(f"{name:18} {statistics.median(values):6.1%} ({min(values):.1%} to {max(values):.1%})")
     print(f"measured in {time.perf_counter() - started:.0f} s")
