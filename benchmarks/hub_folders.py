@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ MAKERS: dict[str, tuple[str, Any]] = {
 }
 
 
-def write_models(stage: str, size: str, folder: Path) -> None:
+def write_models(stage: str, size: str, folder: Path, only: Collection[str] = tuple(MAKERS)) -> None:
     """The models that a stage needs, each made on the GPU if there is one and saved in fp32 before the next."""
     torch.manual_seed(0)
     change = SMALL[stage] if size == "small" else {}
     for name, shape in SHAPES[stage].items():
+        if name not in only:
+            continue
         place, make = MAKERS[name]
         with default_device():
             model = make(shape | change.get(name, {}))
@@ -49,7 +52,7 @@ def write_models(stage: str, size: str, folder: Path) -> None:
         del model
     tiny = DATA / "kandinsky-tiny"
     for part in ("prior/tokenizer", "prior/scheduler", "decoder/scheduler", "prior/image_processor"):
-        shutil.copytree(tiny / part, folder / part)
+        shutil.copytree(tiny / part, folder / part, dirs_exist_ok=True)
     _set_sides(folder / "prior" / "image_processor" / "preprocessor_config.json", CLIP_VISION["image_size"])
 
 

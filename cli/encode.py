@@ -134,6 +134,12 @@ encoders = section("The encoders")
     type=WholeNumber(min=1),
     help="Samples that an encoder takes at once; halved where memory is short.  [default: by the device; 16 on a CPU]",
 )
+@encoders(
+    "--compile",
+    is_flag=True,
+    default=None,
+    help="Let torch compile the encoders: minutes at the start, then faster batches on a GPU; equal but for rounding.",
+)
 @encoders("--workers", type=WholeNumber(min=1), help="Threads that decode pictures.  [default: cores, at most 8]")
 @takes_dataset_options
 def encode(**options: Any) -> int:

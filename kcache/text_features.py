@@ -1,6 +1,7 @@
 """CLIP text of a prior's checkpoint: its tokenizer, and what a caption becomes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kcache.fingerprints import file_sha256
+from kcache.landing import Landing, send
 from kcache.shards.errors import KcacheError
 from kcache.shards.records import digest
 
@@ -50,8 +52,16 @@ def token_counts(tokenizer: Any, captions: Sequence[str]) -> list[int]:
 def encode_captions(
     model: Any, tokenizer: Any, captions: Sequence[str], device: "torch.device", length: int | None = None
 ) -> list[EncodedCaption]:
-    """Captions as the reference computes them, in fp32: padded to ``model_max_length``, cut there, without a mask.
+    """What `begin_captions` gives, waited for."""
+    return [wait() for wait in begin_captions(model, tokenizer, captions, device, length)]
 
+
+def begin_captions(
+    model: Any, tokenizer: Any, captions: Sequence[str], device: "torch.device", length: int | None = None
+) -> list[Callable[[], EncodedCaption]]:
+    """Captions given to the device; to call one of what this returns is to wait for that caption.
+
+    As the reference computes them, in fp32: padded to ``model_max_length``, cut there, without a mask.
     Pad tokens are then dropped, which loses nothing: the prior masks them and reads only its last token. ``length``
     pads to fewer tokens, of which none of the captions has more: the same but for rounding, as attention is causal and
     what follows a token does not reach it.
@@ -61,7 +71,11 @@ def encode_captions(
     length = length or tokenizer.model_max_length
     tokens = tokenizer(list(captions), max_length=length, padding="max_length", truncation=True, return_tensors="pt")
     with torch.inference_mode():
-        output = model(tokens.input_ids.to(device))
-    embeds, hidden_states = (tensor.float().cpu().numpy() for tensor in (output.text_embeds, output.last_hidden_state))
+        output = model(send(tokens.input_ids, device))
+        embeds, hidden_states = Landing(output.text_embeds), Landing(output.last_hidden_state)
     counts = tokens.attention_mask.sum(1).tolist()
-    return [(embed, hidden[:n]) for embed, hidden, n in zip(embeds, hidden_states, counts, strict=True)]
+    return [partial(_landed, embeds, hidden_states, i, count) for i, count in enumerate(counts)]
+
+
+def _landed(embeds: Landing, hidden_states: Landing, i: int, count: int) -> EncodedCaption:
+    return embeds.row(i), hidden_states.row(i)[:count]

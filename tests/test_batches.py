@@ -53,6 +53,11 @@ def inputs(encoder: Encoder, count: int = 11) -> list[Any]:
     return [Prepared(one, {"n": np.asarray([n])}) for n, one in enumerate(pixels)]
 
 
+def features(encoder: Encoder, batch_size: int) -> list[Features]:
+    """The features of `inputs`, given to the device and then waited for."""
+    return [wait() for wait in list(encoder.features(inputs(encoder), batch_size))]
+
+
 class Small:
     """A model on a device that holds ``largest`` inputs at once."""
 
@@ -88,10 +93,10 @@ def test_a_batch_that_is_too_large_is_halved_and_ends_with_the_same_features(
     columns: dict[str, Encoder], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     encoder = columns[name]
-    expected = list(encoder.features(inputs(encoder), 1))
+    expected = features(encoder, 1)
     small = on_small_device(encoder, 2)
     with caplog.at_level(logging.WARNING, "kcache"):
-        found = list(encoder.features(inputs(encoder), 8))
+        found = features(encoder, 8)
     assert_close(found, expected)
     assert max(small.sizes[-3:]) <= 2
     assert caplog.messages[-1].startswith("out of memory with ")
@@ -112,8 +117,8 @@ def test_it_is_said_once_for_each_halving_and_the_size_is_kept(
     encoder = columns["image"]
     small = on_small_device(encoder, 2)
     with caplog.at_level(logging.WARNING, "kcache"):
-        list(encoder.features(inputs(encoder), 8))
-        list(encoder.features(inputs(encoder), 8))
+        features(encoder, 8)
+        features(encoder, 8)
     assert caplog.messages == [
         "out of memory with 8 pictures at once for 'image': going on with 4",
         "out of memory with 4 pictures at once for 'image': going on with 2",
@@ -127,7 +132,7 @@ def test_it_is_said_once_for_each_halving_and_the_size_is_kept(
 def test_every_kind_of_too_little_memory_is_known(columns: dict[str, Encoder], error: Exception) -> None:
     encoder = columns["latents-32"]
     on_small_device(encoder, 3, error)
-    assert len(list(encoder.features(inputs(encoder), 8))) == 11
+    assert len(features(encoder, 8)) == 11
 
 
 def test_the_cpu_says_so_itself() -> None:
@@ -145,13 +150,13 @@ def test_one_picture_that_is_too_large_is_an_error_that_says_what_to_do(columns:
         " or try --encode-dtype fp16, --device cpu or a smaller --resolution"
     )
     with pytest.raises(KcacheError, match=said):
-        list(columns[name].features(inputs(columns[name]), 4))
+        features(columns[name], 4)
 
 
 def test_any_other_error_goes_through_at_once(columns: dict[str, Encoder]) -> None:
     small = on_small_device(columns["image"], 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        list(columns["image"].features(inputs(columns["image"]), 4))
+        features(columns["image"], 4)
     assert small.sizes == [4]
 
 
@@ -184,7 +189,7 @@ def test_weights_that_do_not_fit_are_no_reason_for_smaller_batches(
 
     monkeypatch.setattr("kcache.checkpoints.Component.load", load)
     with pytest.raises(KcacheError, match=r"the image_encoder of .* in fp32 does not fit into the memory of cpu"):
-        list(columns["image"].features(inputs(columns["image"]), 4))
+        features(columns["image"], 4)
     assert not caplog.messages
 
 
@@ -215,7 +220,7 @@ def test_a_cpu_gets_batches_of_16() -> None:
 def test_pictures_of_one_shape_are_encoded_together(columns: dict[str, Encoder]) -> None:
     encoder = columns["latents-32-buckets"]
     small = on_small_device(encoder, 99)
-    found = list(encoder.features(inputs(encoder), 8))
+    found = features(encoder, 8)
     assert small.sizes == [4, 4, 3]
     assert [one["n"].item() for one in found] == list(range(11))
 

@@ -13,7 +13,7 @@ from kcache.encoding.encoders import Features, Models, Precision
 from kcache.encoding.templates import CaptionTemplate
 from kcache.encoding.text_column import TextColumn
 from kcache.shards import UsageError
-from kcache.text_features import encode_captions
+from kcache.text_features import begin_captions
 
 
 @pytest.fixture
@@ -34,15 +34,15 @@ def as_bytes(features: Features) -> dict[str, bytes]:
 
 def test_captions_that_are_equal_are_encoded_once(text: TextColumn, monkeypatch: pytest.MonkeyPatch) -> None:
     captions = [["a fox"], ["a hen", "a fox"], ["a hen"], ["a cow", "a cow"], ["a fox"]]
-    expected = [as_bytes(next(text.features([one], 1))) for one in captions[:1] + captions[2:3]]
+    expected = [as_bytes(next(text.features([one], 1))()) for one in captions[:1] + captions[2:3]]
     encoded: list[str] = []
 
     def counted(model: Any, tokenizer: Any, batch: Any, *more: Any) -> Any:
         encoded.extend(batch)
-        return encode_captions(model, tokenizer, batch, *more)
+        return begin_captions(model, tokenizer, batch, *more)
 
-    monkeypatch.setattr("kcache.encoding.text_column.encode_captions", counted)
-    found = list(text.features(captions, 1))
+    monkeypatch.setattr("kcache.encoding.text_column.begin_captions", counted)
+    found = [wait() for wait in text.features(captions, 1)]
     assert encoded == ["a fox", "a hen", "a cow"]
     assert [one["lengths"].tolist() for one in found] == [[4], [4, 4], [4], [4, 4], [4]]
     assert [as_bytes(found[i]) for i in (0, 2, 4)] == [expected[0], expected[1], expected[0]]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from support import metrics, relative_distance
 from torch._dynamo.utils import counters
 
+from kcache import compiler
 from kcache.shards import Cache, UsageError
 from kcache.training import compiling
 from kcache.training.checks import check_config
@@ -118,8 +119,8 @@ def test_a_machine_that_cannot_compile_is_told_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, device: str, said: str
 ) -> None:
     monkeypatch.setattr(compiling, "default_device", lambda: torch.device(device))
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     check_config(PriorConfig(cache="nowhere", output_dir="nowhere"))
     with pytest.raises(UsageError, match=said):
         check_config(PriorConfig(cache="nowhere", output_dir="nowhere", compile=True))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kcache.encoding import timing
+from kcache.encoding.encoders import Awaited
 from kcache.encoding.images import Decoding
 
 
@@ -35,10 +36,10 @@ class Encoder:
     def prepare(self, image: Any, sha256: str) -> str:
         return sha256
 
-    def features(self, inputs: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
+    def features(self, inputs: Sequence[Any], batch_size: int) -> Iterator[Awaited]:
         self.clock.now += self.fixed + self.each * len(inputs) + (len(inputs) not in self.batches) * self.cold
         self.batches.append(len(inputs))
-        return iter([{}] * len(inputs))
+        return iter([dict] * len(inputs))
 
 
 @pytest.fixture

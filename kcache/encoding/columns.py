@@ -25,7 +25,7 @@ def make_encoders(config: EncodeConfig, cache: Cache | None) -> dict[str, Encode
     new = cache is None or not cache.commits(layout.SAMPLES)
     records = {name: cache.column(name) for name in cache.column_names()} if cache else {}
     names = column_names(config, list(records), new=new)
-    models = Models()
+    models = Models(compiled=config.compile and not config.dry_run)  # its estimates are those of a run without
     encoders = {name.name: _make(name, Settings(config, name, records), models) for name in names}
     made = {name: encoder.column for name, encoder in encoders.items()}
     alpha_of(made.values())

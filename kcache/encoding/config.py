@@ -32,6 +32,7 @@ class EncodeConfig:
     store_dtype: str | None = None
     device: str | None = None
     batch_size: int | None = None
+    compile: bool = False
 
     # Which columns.
     columns: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kcache.cache_card import Origin, public_name, require_license_name, write_card
+from kcache.compiler import require_compiler
 from kcache.devices import default_batch_size, find_device
 from kcache.progress import bar, logger
 from kcache.shards import Cache, Column, KcacheError, UsageError, durable, keep_dataset_options, layout
@@ -23,6 +24,7 @@ from .columns import alpha_of, make_encoders
 from .config import DEFAULT_MAX_PIXELS, DEFAULT_SHARD_SIZE, EncodeConfig
 from .dataset import Dataset, Sample, StreamedDataset
 from .encoders import Encoder
+from .finishing import Finisher
 from .images import Decoding, hushed_pillow
 from .inspection import estimate, inspect_captions
 from .memory import Memory, Scans
@@ -30,7 +32,7 @@ from .open_dataset import open_dataset
 from .pictures import mapped_ahead, why_undecodable
 from .remembered import reading_options, to_remember, with_remembered
 from .report import EncodeReport, announce, announce_loss
-from .shard_encoder import Committer, ShardEncoder, store
+from .shard_encoder import ShardEncoder, store
 from .timing import Timings
 from .work import Places, Work, WorkFinder, places
 
@@ -51,6 +53,8 @@ def encode(config: EncodeConfig, salvaged: SalvagedCache | None = None) -> Encod
     local = local_cache_for([config.cache], config.local_cache, config.local_cache_size)
     if config.license:
         require_license_name(config.license)
+    if config.compile:
+        require_compiler(find_device(config.device))
     storage = open_storage(config.cache, local)
     storage.require_writable()
     refuse_foreign_folder(storage)
@@ -262,10 +266,10 @@ class _Run:
                 hushed_pillow(self.decoding.max_pixels),
                 bar(len(pictures), "img", "encode") as progress,
                 mapped_ahead(run.prepare, pictures, workers=self.workers, ahead=ahead) as ready,
-                Committer() as committer,
+                Finisher() as finisher,
             ):
                 for task in work.tasks:
-                    committer.submit(run.encode_shard(task, ready, progress.update))
+                    run.encode_shard(task, ready, progress.update, finisher)
         finally:
             memory.store(cache.root)
         self._note(run, len(pictures))

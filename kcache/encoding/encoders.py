@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,10 +13,12 @@ import numpy.typing as npt
 
 from kcache.checkpoints import Checkpoint, Component
 from kcache.devices import is_out_of_memory, torch_dtype
+from kcache.landing import Landing, send, stacked
 from kcache.shards import Column, KcacheError
 from kcache.shards.records import Record, digest
 
 from .batches import Batches
+from .compiling import compile_encoder
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.generic]
 Features = dict[str, Array]
 """The arrays of one sample by field."""
+Awaited = Callable[[], Features]
+"""The features of one sample that a device may be at still: to call it, in any thread, is to wait for them."""
 
 STORE_DTYPES = {"fp16": "float16", "fp32": "float32"}
 
@@ -53,8 +58,11 @@ class Encoder(Protocol):
     def load(self) -> None:
         """Load the model, which the first features do otherwise."""
 
-    def features(self, inputs: Sequence[Any], batch_size: int) -> Iterator[Features]:
-        """The features of each input in order, computed at most ``batch_size`` at a time."""
+    def features(self, inputs: Sequence[Any], batch_size: int) -> Iterator[Awaited]:
+        """The features of each input in order, at most ``batch_size`` at a time.
+
+        Going through them gives batches to the device, in the thread that does so, and waits for none.
+        """
 
     def null(self) -> Features | None:
         """The features of no condition, or None for a column that has none."""
@@ -77,9 +85,12 @@ def encode_pictures(
     batches: Batches,
     size: int,
     precision: Precision,
-) -> list[Array]:
-    """What ``encode`` gives for each picture, in order; pictures of one shape are batched together."""
-    outputs: dict[int, Array] = {}
+) -> list[Callable[[], Array]]:
+    """What ``encode`` gives for each picture, in order and in fp32; pictures of one shape are batched together.
+
+    All of it is given to the device; a GPU may be at it still when this returns.
+    """
+    outputs: dict[int, Callable[[], Array]] = {}
     for indices in _by_shape(inputs):
         pixels = [inputs[i].pixels for i in indices]
         encoded = batches.map(lambda batch: _run(encode, batch, precision), pixels, size)
@@ -97,26 +108,30 @@ def _by_shape(inputs: Sequence[Prepared]) -> list[list[int]]:
 
 def _run(
     encode: Callable[["torch.Tensor"], "torch.Tensor"], batch: Sequence[npt.NDArray[np.float32]], precision: Precision
-) -> Sequence[Array]:
+) -> list[Callable[[], Array]]:
     import torch
 
-    pixels = torch.from_numpy(np.stack(batch)).to(precision.device, torch_dtype(precision.encode_dtype))
+    pixels = send(stacked(batch, precision.device), precision.device).to(torch_dtype(precision.encode_dtype))
     with torch.inference_mode():
-        return list(to_numpy(encode(pixels)))
+        landing = Landing(encode(pixels))
+    return [partial(landing.row, i) for i in range(len(batch))]
 
 
 class Models:
     """The models of one run, each loaded when it is first asked for and once for all columns that it fills."""
 
-    def __init__(self) -> None:
-        """Nothing is loaded yet."""
+    def __init__(self, *, compiled: bool = False) -> None:
+        """Nothing is loaded yet. ``compiled``: torch compiles each when it first runs."""
+        self._compiled = compiled
         self._loaded: dict[tuple[str, str, torch.device], Any] = {}
 
-    def load(self, component: Component, model_class: Any, precision: Precision) -> Any:
-        """A component's model on its device."""
+    def load(self, component: Component, model_class: Any, precision: Precision, part: str = "") -> Any:
+        """A component's model on its device; ``part`` names what of it is run, if that is not all."""
         key = (digest(component.identity()), precision.encode_dtype, precision.device)
         if key not in self._loaded:
-            self._loaded[key] = _load(component, model_class, precision)
+            self._loaded[key] = model = _load(component, model_class, precision)
+            if self._compiled:
+                compile_encoder(model.get_submodule(part))
         return self._loaded[key]
 
 
@@ -132,11 +147,6 @@ def _load(component: Component, model_class: Any, precision: Precision) -> Any:
             f"the {component.subfolder} of {component.checkpoint.name_or_path} in {precision.encode_dtype} does not fit"
             f" into the memory of {precision.device}; free some, or try --encode-dtype fp16 or --device cpu"
         ) from error
-
-
-def to_numpy(tensor: "torch.Tensor") -> Array:
-    """The values in fp32 on the CPU."""
-    return np.asarray(tensor.float().cpu().numpy())
 
 
 def notes_of(checkpoint: Checkpoint) -> Record:

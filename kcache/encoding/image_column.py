@@ -1,7 +1,7 @@
 """CLIP vision: the embedding of a picture, or of a part of it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from kcache.shards.records import Record
 
 from .batches import Batches
 from .crops import Cut, Pixels, cut_out, mirrored
-from .encoders import STORE_DTYPES, Features, Models, Precision, Prepared, encode_pictures, notes_of
+from .encoders import STORE_DTYPES, Array, Awaited, Features, Models, Precision, Prepared, encode_pictures, notes_of
 from .images import clip_pixels
 
 if TYPE_CHECKING:
@@ -87,18 +87,22 @@ class ImageColumn:
 
         return self._models.load(self._component, CLIPVisionModelWithProjection, self._precision)
 
-    def features(self, inputs: Sequence[Prepared], batch_size: int) -> Iterator[Features]:
+    def features(self, inputs: Sequence[Prepared], batch_size: int) -> Iterator[Awaited]:
         """The embedding of each picture."""
         model = self._model
         embeds = encode_pictures(
             lambda pixels: model(pixels).image_embeds, inputs, self._batches, batch_size, self._precision
         )
-        return ({"image_embeds": one} for one in embeds)
+        return (partial(_features, one) for one in embeds)
 
     def null(self) -> Features:
         """The embedding of a tensor of zeros, as KandinskyV22PriorPipeline.get_zero_embed has it."""
         size = self._config["image_size"]
-        return next(self.features([Prepared(np.zeros((3, size, size), np.float32))], 1))
+        return next(self.features([Prepared(np.zeros((3, size, size), np.float32))], 1))()
+
+
+def _features(wait: Callable[[], Array]) -> Features:
+    return {"image_embeds": wait()}
 
 
 def _processor_settings(config: Record) -> Record:

@@ -1,7 +1,7 @@
 """MoVQ: the latents of a picture at one resolution, square or in the shape of its bucket."""
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from kcache.shards.records import Record
 
 from .batches import Batches
 from .crops import Box, CentreSquare, Cut, NearestBucket, Size, mirrored, movq_pixels
-from .encoders import STORE_DTYPES, Array, Features, Models, Precision, Prepared, encode_pictures, notes_of
+from .encoders import STORE_DTYPES, Array, Awaited, Features, Models, Precision, Prepared, encode_pictures, notes_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,15 +76,16 @@ class LatentsColumn:
     def _model(self) -> Any:
         from diffusers import VQModel
 
-        return self._models.load(self._component, VQModel, self._precision)
+        return self._models.load(self._component, VQModel, self._precision, part="encoder")
 
-    def features(self, inputs: Sequence[Prepared], batch_size: int) -> Iterator[Features]:
+    def features(self, inputs: Sequence[Prepared], batch_size: int) -> Iterator[Awaited]:
         """The latents of each picture, and the fields that were known before."""
         model = self._model
         latents = encode_pictures(
             lambda pixels: model.encode(pixels).latents, inputs, self._batches, batch_size, self._precision
         )
-        return (self._stored(one, prepared.fields) for one, prepared in zip(latents, inputs, strict=True))
+        known = [prepared.fields for prepared in inputs]  # not their pixels, which would be held until all is there
+        return (partial(self._stored, one, fields) for one, fields in zip(latents, known, strict=True))
 
     def null(self) -> None:
         """None: the decoder is conditioned on the image embedding only."""
@@ -131,5 +132,6 @@ class LatentsColumn:
         known = {"crop": np.asarray(box, np.int32), "shape": np.asarray(self._shape(size), np.int32)}
         return {field.name: known[field.name] for field in self.column.fields if field.name in known}
 
-    def _stored(self, latents: Array, known: Features) -> Features:
+    def _stored(self, wait: Callable[[], Array], known: Features) -> Features:
+        latents = wait()
         return {"latents": latents.reshape(-1) if self._has_buckets else latents, **known}

@@ -1,8 +1,9 @@
-"""Shard after shard: pictures from the pool through the encoders, into commits that follow one behind."""
+"""Shard after shard: pictures from the pool through the encoders, finished and committed one behind."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,8 @@ from kcache.shards import Cache, Column, Commit, KcacheError, layout, read_rows
 from kcache.shards.commits import samples_key
 
 from .dataset import Dataset
-from .encoders import Encoder, Features, ImageEncoder
+from .encoders import Awaited, Encoder, Features, ImageEncoder
+from .finishing import Finisher
 from .images import Decoding
 from .memory import Memory
 from .pictures import Picture, prepare
@@ -53,9 +55,9 @@ class ShardEncoder:
         return prepare(self.dataset, sample, {name: self.image[name] for name in task.pictures[row]}, self.decoding)
 
     def encode_shard(
-        self, task: ShardTask, ready: Iterator[Picture], advance: Callable[[int], Any]
-    ) -> Callable[[], None]:
-        """Encode what is to do in one shard; returns the function that commits it."""
+        self, task: ShardTask, ready: Iterator[Picture], advance: Callable[[int], Any], finisher: Finisher
+    ) -> None:
+        """Encode what is to do in one shard, and have the finisher do the rest: to it alone belong the features."""
         rows = list(task.rows)
         features: dict[str, dict[int, Features]] = {name: {} for name in self.columns}
         batch: dict[int, Picture] = {}
@@ -64,16 +66,14 @@ class ShardEncoder:
             if self._note(task, i, picture, rows):
                 batch[i] = picture
             if len(batch) == self.batch_size:
-                self._encode_pictures(task, batch, features)
+                self._encode_pictures(task, batch, features, finisher)
                 batch = {}
             advance(1)
-        self._encode_pictures(task, batch, features)
+        self._encode_pictures(task, batch, features, finisher)
         final = [row for row in rows if row is not None]
         assert len(final) == len(rows)
-        self._encode_captions(task, final, features)
-        for name, by_row in features.items():
-            self.encoded[name] += len(by_row)
-        return lambda: self._commit(task, final, features)
+        self._encode_captions(task, final, features, finisher)
+        finisher.put_commit(lambda: self._commit(task, final, features))
 
     def _note(self, task: ShardTask, i: int, picture: Picture, rows: list[SamplesRow | None]) -> bool:
         """Fill in a sample's row, or check it against what the row says; whether there is anything to encode."""
@@ -97,21 +97,30 @@ class ShardEncoder:
         return True
 
     def _encode_pictures(
-        self, task: ShardTask, batch: dict[int, Picture], features: dict[str, dict[int, Features]]
+        self,
+        task: ShardTask,
+        batch: dict[int, Picture],
+        features: dict[str, dict[int, Features]],
+        finisher: Finisher,
     ) -> None:
         for name, encoder in self.image.items():
             fed = [i for i in batch if name in task.pictures[i]]
             if not fed:
                 continue  # an encoder that has nothing to do is not even loaded
             prepared = [batch[i].prepared.pop(name) for i in fed]
-            for i, one in zip(fed, encoder.features(prepared, self.batch_size), strict=True):
-                features[name][i] = store(self.columns[name], one, batch[i].id)
+            ids = {i: batch[i].id for i in fed}
+            coming = list(encoder.features(prepared, self.batch_size))
+            finisher.put(partial(self._store, name, ids, coming, features[name]))
             resolution = int(self.columns[name].preprocessing.get("resolution", 0))
             small = [i for i in fed if resolution > self.max_upscale * min(batch[i].width, batch[i].height)]
             self.upscaled[name] += len(small)
 
     def _encode_captions(
-        self, task: ShardTask, rows: list[SamplesRow], features: dict[str, dict[int, Features]]
+        self,
+        task: ShardTask,
+        rows: list[SamplesRow],
+        features: dict[str, dict[int, Features]],
+        finisher: Finisher,
     ) -> None:
         for name, encoder in self.text.items():
             keys = [self.columns[name].key_of(row) for row in rows]
@@ -119,8 +128,15 @@ class ShardEncoder:
             stale = [i for i in due if keys[i] != task.key(name, i)]
             captions = [rows[i]["captions"] for i in stale]
             encoded = encoder.features(captions, self.batch_size) if captions else iter(())
-            for i, one in zip(stale, encoded, strict=True):
-                features[name][i] = store(self.columns[name], one, rows[i]["id"])
+            for start in range(0, len(stale), self.batch_size):
+                ids = {i: rows[i]["id"] for i in stale[start : start + self.batch_size]}
+                finisher.put(partial(self._store, name, ids, list(islice(encoded, len(ids))), features[name]))
+
+    def _store(self, name: str, ids: dict[int, str], coming: Sequence[Awaited], into: dict[int, Features]) -> None:
+        """Wait for the features of rows, and keep them as they are stored; ``ids`` are their samples by row."""
+        for (i, sample), wait in zip(ids.items(), coming, strict=True):
+            into[i] = store(self.columns[name], wait(), sample)
+        self.encoded[name] += len(ids)
 
     def _commit(self, task: ShardTask, rows: list[SamplesRow], features: dict[str, dict[int, Features]]) -> None:
         """Commit the samples column first: features without their samples would be unexplained."""
@@ -158,27 +174,6 @@ def _may_change(task: ShardTask, column: str) -> bool:
 
 def _next(before: Commit | None) -> int:
     return before.generation + 1 if before else 1
-
-
-class Committer:
-    """Commits a shard while the next one is encoded; at most one is waiting, so a kill costs little more than one."""
-
-    def __enter__(self) -> "Committer":
-        self._pool, self._last = ThreadPoolExecutor(1, thread_name_prefix="kcache-commit"), None
-        return self
-
-    _last: Future[None] | None
-
-    def submit(self, commit: Callable[[], None]) -> None:
-        """Wait for the commit before, then begin this one. Raises what went wrong in the one before."""
-        if self._last:
-            self._last.result()
-        self._last = self._pool.submit(commit)
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-        if self._last and kind is None:
-            self._last.result()
 
 
 def store(column: Column, features: Features, sample: str) -> Features:

@@ -11,7 +11,7 @@ from PIL import Image
 from kcache.progress import logger
 
 from .dataset import Dataset, Sample
-from .encoders import Encoder, ImageEncoder
+from .encoders import Awaited, Encoder, ImageEncoder
 from .images import Decoding, hushed_pillow
 from .pictures import prepare
 from .text_column import TextColumn
@@ -86,12 +86,12 @@ def _seconds_each(encoder: Encoder, batch_size: int) -> float:
 
 def _seconds_of(encoder: Encoder, count: int, batch_size: int) -> float:
     inputs = list(_made_up(encoder, count))
-    return _seconds(lambda: _exhaust(encoder.features(inputs, batch_size)))
+    return _seconds(lambda: _wait_for(encoder.features(inputs, batch_size)))
 
 
-def _exhaust(items: Iterable[object]) -> None:
-    for _ in items:
-        pass
+def _wait_for(coming: Iterable[Awaited]) -> None:
+    for wait in list(coming):
+        wait()
 
 
 def _made_up(encoder: Encoder, count: int) -> Iterator[object]:

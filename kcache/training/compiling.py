@@ -1,30 +1,20 @@
 """``--compile``: the prior's blocks compiled by torch while they learn, and run as they are when they are measured."""
 
-import importlib.util
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from kcache.compiler import BACKEND, require_compiler
 from kcache.devices import default_device
-from kcache.shards import UsageError
 
 from .config import TrainConfig
-
-BACKEND = "inductor"
 
 
 def check_compile(config: TrainConfig) -> None:
     """UsageError where this machine lacks what torch compiles with. Needs no model."""
-    if not wants_compile(config):
-        return
-    if default_device().type == "cuda":
-        if importlib.util.find_spec("triton") is None:
-            raise UsageError("--compile needs triton, which torch's builds for Linux bring along; leave it out here")
-    elif not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        raise UsageError("--compile needs a C++ compiler on a CPU, and there is none; install g++, or leave it out")
+    if wants_compile(config):
+        require_compiler(default_device())
 
 
 def wants_compile(config: TrainConfig) -> bool:

@@ -87,8 +87,8 @@ class World:
         if isinstance(key, str):
             (data,) = (data for data in PICTURES.values() if sha256(data).hexdigest() == key)
             image = decode(data, Decoding("white", 2**20)).image
-            return dict(next(iter(encoder.features([encoder.prepare(image, key)], 1))))
-        return dict(next(iter(encoder.features([key], 1))))
+            return dict(next(encoder.features([encoder.prepare(image, key)], 1))())
+        return dict(next(encoder.features([key], 1))())
 
 
 class CacheMachine(RuleBasedStateMachine):

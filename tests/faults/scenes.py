@@ -104,7 +104,7 @@ def keep_models(patch: pytest.MonkeyPatch) -> None:
     from kcache.encoding import columns, encoders, text_column
 
     kept = encoders.Models()
-    patch.setattr(columns, "Models", lambda: kept)
+    patch.setattr(columns, "Models", lambda **_: kept)
     patch.setattr(text_column, "load_tokenizer", functools.cache(text_column.load_tokenizer))
 
 
