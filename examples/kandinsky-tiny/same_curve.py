@@ -34,7 +34,8 @@ def run(words: Sequence[str], folder: Path) -> None:
     """Run Python without the hub, on one core, shown as a user would type it."""
     print(f"\n$ {shlex.join(['python', *words])}", flush=True)
     alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "WANDB_MODE": "disabled"}
-    subprocess.run([sys.executable, *words], cwd=folder, env=os.environ | alone, check=True)
+    # In the root of the checkout: the decoder's card names its prior from there.
+    subprocess.run([sys.executable, *words], cwd=learn.HERE.parents[1], env=os.environ | alone, check=True)
 
 
 def lines(stage: str, options: argparse.Namespace, start: Path) -> dict[str, list[str]]:
