@@ -13,8 +13,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  (PYTHON=$(PYTHON); the first target that needs it installs into $(VENV))"
 
-demo: $(STAMP) ## encode, train and generate on pictures that come with kcache, into demo-out/
-	@$(BIN)/kcache demo $(DEMO_DIR)
+demo: $(STAMP) ## teach a small model a style, draw before and after, into demo-out/; PROMPTS="red apple; fox"
+	@$(BIN)/kcache demo "$(DEMO_DIR)" --prompts "$$PROMPTS"
 	@echo "To type kcache commands yourself:  . $(BIN)/activate"
 
 test: browser lint ## everything that CI checks: lint, types, all tests, the wheel
