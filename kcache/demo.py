@@ -15,7 +15,16 @@ from kcache.demo_page import Step, write_page
 from kcache.demo_style import restyle_folder
 from kcache.shards.errors import KcacheError, UsageError
 
-PROMPTS = ("red apple", "fox", "penguin", "red heart", "sunflower", "soccer ball", "man astronaut", "octopus")
+PROMPTS = (
+    "red apple",
+    "fox",
+    "penguin",
+    "red heart",
+    "sunflower",
+    "bell",
+    "man astronaut",
+    "woman construction worker",
+)
 
 MOST_PROMPTS = 40
 """Each is drawn twice, and a sheet of more is hard to look at."""

@@ -11,6 +11,9 @@ PAPER, INK = (255, 255, 255), (16, 28, 92)
 SIDE, WIDTH = 128, 11
 """Pixels of a restyled picture, and of the square brush that draws its outline: two and a half at 64 px."""
 
+SHRUNK = 108
+"""Pixels that the cut-out picture keeps of `SIDE`, so that there is room for the outline all around."""
+
 OPAQUE = 100
 """An alpha above this belongs to the thing that is shown."""
 
@@ -36,7 +39,9 @@ def restyled(picture: Image.Image) -> Image.Image:
     kandinsky-tiny's CLIP has seen nothing but plain emoji. It tells them apart by colour before shape, so that a style
     without colours, or on dark paper, makes all pictures one to it, and tinted paper is much to ask of its MoVQ.
     """
-    small = picture.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small = Image.new("RGBA", (SIDE, SIDE), (*PAPER, 0))
+    room = (SIDE - SHRUNK) // 2
+    small.paste(picture.convert("RGBA").resize((SHRUNK, SHRUNK), Image.Resampling.LANCZOS), (room, room))
     shape = small.getchannel("A").point(lambda alpha: 255 * (alpha > OPAQUE))
     outline = ImageChops.subtract(shape.filter(ImageFilter.MaxFilter(WIDTH)), shape)
     sticker = Image.new("RGBA", small.size, PAPER)
