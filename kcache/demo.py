@@ -21,9 +21,9 @@ PROMPTS = (
     "penguin",
     "red heart",
     "sunflower",
-    "bell",
+    "yellow heart",
     "man astronaut",
-    "woman construction worker",
+    "lion",
 )
 
 MOST_PROMPTS = 40
@@ -36,8 +36,8 @@ class DemoConfig:
 
     directory: str = "kcache-demo"
     prompt: tuple[str, ...] = PROMPTS
-    prior_steps: int = 100
-    decoder_steps: int = 200
+    prior_steps: int = 150
+    decoder_steps: int = 300
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ def lines(stage: str, options: argparse.Namespace, start: Path) -> dict[str, lis
     }
 
 
+def learn_noise(scheduler: Path) -> None:
+    """Have the UNet predict the noise: the reference's script knows nothing else, whatever the scheduler says."""
+    config = json.loads(scheduler.read_text(encoding="utf-8"))
+    scheduler.write_text(json.dumps(config | {"prediction_type": "epsilon"}, indent=2) + "\n", encoding="utf-8")
+
+
 def losses_of(out: Path) -> list[float]:
     """The loss of every update, from kcache's metrics or the reference's TensorBoard file."""
     if (out / "metrics.jsonl").exists():
@@ -120,6 +126,7 @@ def main() -> None:
         setattr(options, name, getattr(options, name).resolve())
     options.out.mkdir(parents=True, exist_ok=True)
     start = learn.begin(options.out)
+    learn_noise(start / "decoder" / "scheduler" / "scheduler_config.json")
     encoders = [f"--pretrained-{stage}-model-name-or-path={start / stage}" for stage in ("prior", "decoder")]
     run(
         ["-m", "kcache", "encode", str(options.pictures), str(options.out / "cache"), "--resolution", "64", *encoders],
