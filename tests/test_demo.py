@@ -57,7 +57,12 @@ def test_a_sticker_is_the_picture_with_an_outline_on_paper() -> None:
     picture.paste((255, 0, 0, 255), (64, 64, 192, 192))
     sticker = restyled(picture)
     assert (sticker.mode, sticker.size) == ("RGB", (128, 128))
-    assert [sticker.getpixel(at) for at in ((2, 2), (64, 29), (64, 64))] == [PAPER, INK, (255, 0, 0)]
+    assert [sticker.getpixel(at) for at in ((2, 2), (64, 34), (64, 64))] == [PAPER, INK, (255, 0, 0)]
+
+
+def test_a_picture_that_touches_its_edges_has_an_outline_too() -> None:
+    sticker = restyled(Image.new("RGBA", (40, 40), "red"))
+    assert [sticker.getpixel((64, y)) for y in (2, 7, 64, 120, 125)] == [PAPER, INK, (255, 0, 0), INK, PAPER]
 
 
 def test_the_restyled_folder_has_each_caption_again_and_a_picture_for_it(tmp_path: Path) -> None:
