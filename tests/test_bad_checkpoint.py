@@ -177,10 +177,13 @@ def test_a_feature_that_does_not_fit_stops_the_encode_with_the_samples_name(
     original, calls = ImageColumn.features, iter(range(10**6))
 
     def features_with_a_fault(self: Any, inputs: Any, batch_size: int) -> Iterator[Any]:
-        for one in original(self, inputs, batch_size):
-            if next(calls) == 6:  # after the null features and five pictures
-                one["image_embeds"][3] = value
-            yield one
+        for wait in original(self, inputs, batch_size):
+            yield with_a_fault(wait) if next(calls) == 6 else wait  # after the null features and five pictures
+
+    def with_a_fault(wait: Any) -> Any:
+        found = wait()
+        found["image_embeds"][3] = value
+        return lambda: found
 
     monkeypatch.setattr(ImageColumn, "features", features_with_a_fault)
     said = refused(encode(pictures, tmp_path / "cache"))
