@@ -166,8 +166,7 @@ def main() -> None:
         print(f"{stage}: live encoders and kcache are {apart[0]:.1%} apart, two seeds of kcache {apart[1]:.1%}")
     (options.out / "curves.svg").write_text(picture(stages), encoding="utf-8")
     told = {
-        stage: {side: smooth(losses)[::WINDOW] for side, losses in curves.items()}
-        for stage, curves in stages.items()
+        stage: {side: smooth(losses)[::WINDOW] for side, losses in curves.items()} for stage, curves in stages.items()
     }
     (options.out / "curves.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
 
