@@ -3,10 +3,9 @@
     make learn PICTURES=PATH
 
 Both are trained on all of the emoji but the hundred that are held out (`emoji.held_out_texts`), from one cache, and
-then scored (`score.py`) against floors: the weights that kcache ships were made with these
-options. The UNet is trained twice, the
-second time from what the first made, with the learning rate warmed up anew. Two hours on a core or two; killed and
-run again, it goes on.
+then scored (`score.py`) against floors: the weights that kcache ships were made with these options. The UNet is trained
+twice, the second time from what the first made, with the learning rate warmed up anew. Two to three hours on a core or
+two; killed and run again, it goes on.
 """
 
 import argparse
