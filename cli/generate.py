@@ -65,6 +65,12 @@ where = section("Where to")
 )
 @how("--batch-size", type=click.IntRange(min=1), help="Pictures in one forward.  [default: 1]")
 @how("--device", help="[default: the first GPU, else the CPU]")
+@how(
+    "--offload",
+    is_flag=True,
+    default=None,
+    help="For a GPU of 8 GB: only the parts that work together are on it, the others wait in the machine's memory.",
+)
 @how("--dtype", type=Choice(["fp32", "fp16", "bf16"]), help="[default: fp16 on a GPU, fp32 on a CPU]")
 @where(
     "-o",

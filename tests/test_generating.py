@@ -15,10 +15,12 @@ from kcache.generating.config import GenerateConfig
 from kcache.generating.encoded_once import encoded_once
 from kcache.generating.generate import pictures_of
 from kcache.generating.mixing import parse_mix
+from kcache.generating.offload import Room
 from kcache.generating.pictures import make_pictures
 from kcache.generating.pipelines import Pipelines, load_pipelines
 from kcache.generating.repaint import keeping_outside
 from kcache.generating.wanted import Wanted
+from kcache.shards.errors import UsageError
 
 CHANNELS = pytest.mark.parametrize("decoder", ["decoder", "inpaint"], ids=["4 channels", "9 channels"])
 
@@ -264,3 +266,54 @@ def test_pictures_of_prompts_are_had_from_python_without_loading_twice(
     found = pictures_of(["a fox", "a cup"], config, pipelines)
     expected = made(pipelines, config, Wanted("a fox", 4), Wanted("a fox", 5), Wanted("a cup", 4), Wanted("a cup", 5))
     assert [np.array_equal(np.asarray(one), other) for one, other in zip(found, expected, strict=True)] == [True] * 4
+
+
+# --- on a small GPU
+
+
+@pytest.mark.parametrize(("dtype", "mask"), [(None, True), ("bf16", False)], ids=["fp32, a mask", "bf16"])
+def test_parts_that_take_turns_make_the_same_pictures(
+    config: GenerateConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None, mask: bool
+) -> None:
+    mix = parse_mix(["a red fox", str(folder / "photo.png")])
+    wanted = [Wanted("a red fox", 1), Wanted("a blue cup", 2, "a hat"), Wanted(mix, 3)]
+    config = over(config, folder, mask=True) if mask else config
+    pipelines = load_pipelines(replace(config, dtype=dtype))
+    expected, there = made(pipelines, config, *wanted), entered(monkeypatch)
+    found = made(replace(pipelines, take_turns=True), config, *wanted)
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert_took_turns(there, pipelines)
+    assert not any(hasattr(part, "_hf_hook") for parts in pipelines.groups for part in parts)
+
+
+def entered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The parts that come to the room, group by group; an empty group when the room is cleared."""
+    there: list[Any] = []
+    enter, clear = Room.enter, Room.clear
+
+    def entering(room: Room, parts: Any) -> None:
+        enter(room, parts)
+        there.append(parts)
+
+    def clearing(room: Room) -> None:
+        clear(room)
+        there.append(())
+
+    monkeypatch.setattr(Room, "enter", entering)
+    monkeypatch.setattr(Room, "clear", clearing)
+    return there
+
+
+def assert_took_turns(there: list[Any], pipelines: Pipelines) -> None:
+    """No group came while another was there, the image encoder came once for each thing it saw, the decoder once."""
+    changes = [parts for parts, before in zip(there, [(), *there], strict=False) if parts != before]
+    assert changes[-1] == ()
+    assert all((now == ()) != (before == ()) for now, before in zip(changes, [(), *changes], strict=False))
+    image, _, decoder = pipelines.groups
+    assert changes.count(decoder) == 1
+    assert changes.count(image) <= 2  # a picture of zeros, and the one that is mixed in
+
+
+def test_taking_turns_on_a_cpu_is_refused(config: GenerateConfig) -> None:
+    with pytest.raises(UsageError, match="--offload spares the memory of a GPU, and this would run on the CPU"):
+        load_pipelines(replace(config, offload=True, device="cpu"))

@@ -33,6 +33,7 @@ class GenerateConfig:
     metadata: bool = True
     batch_size: int = 1
     device: str | None = None
+    offload: bool = False
     dtype: str | None = None
 
 

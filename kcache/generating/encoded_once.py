@@ -23,13 +23,14 @@ def encoded_once(prior: Any) -> Iterator[None]:
     encoder for a picture of zeros. A new row is run alone, so its bits depend on nothing in the same batch.
     """
     models = {name: getattr(prior, name) for name in _READ}
+    before = {name: model.forward for name, model in models.items()}
     for name, model in models.items():
         model.forward = _Remembering(model.forward, _READ[name])
     try:
         yield
     finally:
-        for model in models.values():
-            del model.forward
+        for name, model in models.items():
+            model.forward = before[name]
 
 
 class _Remembering:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .config import GenerateConfig
 from .encoded_once import encoded_once
 from .mixing import Mix
+from .offload import taking_turns
 from .pipelines import Pipelines
 from .repaint import keeping_outside
 from .sources import Source, fitted, read_source, strength_of
@@ -32,14 +33,26 @@ def make_pictures(pipelines: Pipelines, wanted: Sequence[Wanted], config: Genera
 
     source = read_source(config)
     with ExitStack() as within:
-        within.enter_context(encoded_once(pipelines.prior))
         if pipelines.prior.prior.dtype != torch.float32:
             within.enter_context(text_run_once(pipelines.prior.prior))
+        if pipelines.take_turns:
+            within.enter_context(taking_turns(pipelines.groups, pipelines.device))
+        within.enter_context(encoded_once(pipelines.prior))  # last: what is remembered brings no encoder to the GPU
         painter = _Painter(pipelines, config, source)
-        for batch in _batches(wanted, config.batch_size):
-            generators = [torch.Generator("cpu").manual_seed(one.seed) for one in batch]
-            embeds = _image_embeds(pipelines.prior, batch, config, generators)
+        batches = _sampled(pipelines.prior, wanted, config)
+        if pipelines.take_turns:  # the prior's parts leave the GPU once, not once for each batch
+            batches = iter(list(batches))
+        for embeds, generators in batches:
             yield from painter.paint(embeds, generators)
+
+
+def _sampled(
+    prior: Any, wanted: Sequence[Wanted], config: GenerateConfig
+) -> Iterator[tuple[Embeds, list[torch.Generator]]]:
+    """Image embeddings, a batch after the other, with the generators that drew them and have more to draw."""
+    for batch in _batches(wanted, config.batch_size):
+        generators = [torch.Generator("cpu").manual_seed(one.seed) for one in batch]
+        yield _image_embeds(prior, batch, config, generators), generators
 
 
 def _batches(wanted: Sequence[Wanted], size: int) -> Iterator[list[Wanted]]:
@@ -114,9 +127,8 @@ class _Painter:
             return options
         if self._pipelines.inpaints:
             return {**options, "mask_image": [mask] * count}
-        movq = self._pipeline.movq
         over = (_tensor(one).expand(count, -1, -1, -1) for one in (picture, mask))
-        pixels, painted = (one.to(movq.device, movq.dtype) for one in over)
+        pixels, painted = (one.to(self._pipelines.device, self._pipeline.movq.dtype) for one in over)
         return {**options, "callback_on_step_end": keeping_outside(self._pipeline, 2 * pixels - 1, painted, generators)}
 
 

@@ -21,16 +21,27 @@ INPAINTING_CHANNELS = 9
 
 @dataclass(frozen=True)
 class Pipelines:
-    """A ``KandinskyV22PriorPipeline`` and a ``KandinskyV22Pipeline`` on a device; ``side``: of its pictures."""
+    """A ``KandinskyV22PriorPipeline`` and a ``KandinskyV22Pipeline``; ``side``: of its pictures.
+
+    Both are on ``device``, or in the machine's memory where their parts take turns on it.
+    """
 
     prior: Any
     decoder: Any
     side: int
+    device: Any
+    take_turns: bool = False
 
     @property
     def inpaints(self) -> bool:
         """Whether the decoder's UNet was made for inpainting."""
         return bool(self.decoder.unet.config.in_channels == INPAINTING_CHANNELS)
+
+    @property
+    def groups(self) -> tuple[tuple[Any, ...], ...]:
+        """The parts that work together. The largest group is the image encoder, which is called least, alone."""
+        prior, decoder = self.prior, self.decoder
+        return (prior.image_encoder,), (prior.text_encoder, prior.prior), (decoder.unet, decoder.movq)
 
     def decoder_as(self, name: str) -> Any:
         """The decoder as another pipeline of diffusers, with the same parts."""
@@ -48,6 +59,8 @@ def load_pipelines(config: GenerateConfig) -> Pipelines:
     """
     hush_libraries()
     device = find_device(config.device)
+    if config.offload and device.type == "cpu":
+        raise UsageError("--offload spares the memory of a GPU, and this would run on the CPU; leave it out")
     dtype = torch_dtype(config.dtype) if config.dtype else inference_dtype(device)
     prior = load_pipeline(config.prior, KINDS["prior"], dtype, config.prior_lora_scale)
     decoder = load_pipeline(config.decoder, KINDS["decoder"], dtype, config.decoder_lora_scale)
@@ -56,9 +69,11 @@ def load_pipelines(config: GenerateConfig) -> Pipelines:
     if config.scheduler:
         decoder.scheduler = _scheduler(config.scheduler, decoder.scheduler.config)
     for pipeline in (prior, decoder):
-        pipeline.to(device)
+        if not config.offload:
+            pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
-    return Pipelines(prior, decoder, config.resolution or _trained_resolution(config.decoder) or 512)
+    side = config.resolution or _trained_resolution(config.decoder) or 512
+    return Pipelines(prior, decoder, side, device, config.offload)
 
 
 def _scheduler(name: str, configuration: Any) -> Any:
