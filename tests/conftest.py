@@ -108,6 +108,13 @@ def encoded(
     return cache
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of a validation in 3 steps of the decoder, not 20, where a test is about something else."""
+    for module in ("painter", "validation"):
+        monkeypatch.setattr(f"kcache.training.{module}.STEPS", 3)
+
+
 @pytest.fixture(params=("tar", "h5"))
 def container(request: pytest.FixtureRequest) -> str:
     """Both kinds of shard file, one after the other."""

@@ -2,8 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,74 @@ Jobs = dict[str, dict[str, Any]]
 Done = dict[str, dict[str, Any]]
 
 
+LOADED = ["accelerate", "diffusers", "peft", "transformers", "kcache.training.train", "kcache.training.stages"]
+"""What a process has imported from which the others are forked, so that none of them spends seconds on it."""
+
+
 def together(folder: Path, jobs: Jobs, **environment: str) -> Done:
     """Run trainings in two processes, one after the other; what became of each by its name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    line = [*TORCHRUN, str(Path(__file__).with_name("together.py")), str(folder / "jobs.json")]
-    ran = subprocess.run(line, cwd=ROOT, env=environ(**environment), capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stderr
+    in_two_processes(_do_jobs, folder / "jobs.json", **environment)
     done: Done = json.loads((folder / "jobs.done.json").read_text())
     return done
+
+
+def _do_jobs(jobs: Path) -> None:
+    import together
+
+    together.main(jobs)
+
+
+def in_two_processes(function: Callable[[Path], None], path: Path, **environment: str) -> str:
+    """Call ``function(path)`` in two processes that find each other as those of torchrun do; what both said.
+
+    torchrun itself takes seconds for each of three processes to begin; `TORCHRUN` is for what depends on it.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    files = [path.with_name(f"{path.name}.said-{rank}") for rank in range(2)]
+    arguments = [
+        (function, path, file, {**_of_rank(rank), "MASTER_PORT": str(store.port), **environment})
+        for rank, file in enumerate(files)
+    ]
+    ranks = [context.Process(target=_as_rank, args=one) for one in arguments]
+    for process in ranks:
+        process.start()
+    _wait(ranks)
+    said = "".join(file.read_text() for file in files if file.exists())
+    assert [process.exitcode for process in ranks] == [0, 0], said
+    return said
+
+
+def _of_rank(rank: int) -> dict[str, str]:
+    """What torchrun puts into the environment of a process."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}  # it is the parent's
+    return {**{name: str(value) for name, value in ranks.items()}, **meeting}
+
+
+def _as_rank(function: Callable[[Path], None], path: Path, said: Path, environment: dict[str, str]) -> None:
+    """One of the two, whose output goes to a file."""
+    os.environ |= environment
+    with said.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    torch.set_num_threads(1)
+    function(path)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _wait(processes: list[BaseProcess]) -> None:
+    """Until both have ended; where one fails, the other is not waited for."""
+    deadline = time.monotonic() + 600
+    while any(process.is_alive() for process in processes):
+        if any(process.exitcode for process in processes) or time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.02)
 
 
 def environ(**more: str) -> dict[str, str]:

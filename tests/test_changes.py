@@ -405,7 +405,7 @@ def test_a_change_cut_off_anywhere_mixes_nothing_and_ends_as_if_nothing_had_happ
     done(encode(dataset, tmp_path / "undisturbed"))
     expected = committed(tmp_path / "undisturbed")
     new = {column: features(Cache(tmp_path / "undisturbed"), column) for column in COLUMNS}
-    for step in range(0, 200, 5):
+    for step in range(0, 200, 9):
         again = tmp_path / f"cut at {step}"
         shutil.copytree(cache, again)
         with interrupted_at(monkeypatch, step) as cut:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,16 @@ CASES = [
     "prior-accumulated",
     "prior-bf16",
 ]
+ALIKE_WHEN_SHARDED = {"decoder-sgd", "prior-adamw", "decoder-lora", "prior-draws"}
+"""What goes no way of its own when the weights are sharded, where an update takes ten times as long on a CPU."""
+
+ENGINES = {"ddp": CASES, "fsdp": [name for name in CASES if name not in ALIKE_WHEN_SHARDED]}
+
+
+def paired(*without: str) -> pytest.MarkDecorator:
+    """Parameters: each engine with each of its cases whose name has none of these words in it."""
+    found = [(e, name) for e, names in ENGINES.items() for name in names if not any(w in name for w in without)]
+    return pytest.mark.parametrize(("engine", "name"), found, indirect=["engine"])
 
 
 def split(name: str) -> Options:
@@ -140,30 +151,41 @@ def train_alone(job: Options) -> int:
     return step
 
 
+ENVIRONMENTS = {"ddp": {}, "fsdp": FSDP}
 RESUMED = ["prior-everything", "decoder-adamw", "prior-lora"]
 """What is begun by two processes, gone on with by one, and finished by two."""
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def engine(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The environment in which two processes have all weights each, or in which they are sharded among them."""
-    return FSDP if request.param == "fsdp" else {}
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """With "ddp" two processes have all weights each, with "fsdp" they are sharded among them."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def pair(engine: dict[str, str], make: Make, other: Cache, tmp_path_factory: Any) -> Path:
-    """The OUT of each case trained by two processes, and of those that are only begun."""
-    folder = tmp_path_factory.mktemp("pair")
-    options = cases(other)
-    jobs = {name: make(stage, folder / name, **split(name), **o) for name, (stage, o) in options.items()}
-    for name in RESUMED:
-        jobs[f"begun-{name}"] = {**jobs[name], "output_dir": str(folder / f"begun-{name}"), "max_train_steps": 1}
-    done = together(folder, jobs, **engine)
-    assert done == {name: {"step": 1 if name.startswith("begun") else UPDATES} for name in jobs}
-    return folder
+def pairs(make: Make, other: Cache, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``pairs(engine)``: the OUT of each of its cases trained by two processes, and of those that are only begun."""
+
+    @cache
+    def trained(engine: str) -> Path:
+        folder, options = tmp_path_factory.mktemp("pair"), cases(other)
+        jobs = {name: make(stage, folder / name, **split(name), **o) for name, (stage, o) in options.items()}
+        jobs = {name: jobs[name] for name in ENGINES[engine]}
+        for name in RESUMED:
+            jobs[f"begun-{name}"] = {**jobs[name], "output_dir": str(folder / f"begun-{name}"), "max_train_steps": 1}
+        done = together(folder, jobs, **ENVIRONMENTS[engine])
+        assert done == {name: {"step": 1 if name.startswith("begun") else UPDATES} for name in jobs}
+        return folder
+
+    return trained
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.fixture
+def pair(engine: str, pairs: Callable[[str], Path]) -> Path:
+    return pairs(engine)
+
+
+@paired()
 def test_two_processes_measure_at_every_update_what_one_does(alone: Path, pair: Path, name: str) -> None:
     ours, theirs = updates(pair / name), updates(alone / name)
     assert [line.keys() for line in ours] == [line.keys() for line in theirs]
@@ -172,7 +194,7 @@ def test_two_processes_measure_at_every_update_what_one_does(alone: Path, pair: 
         assert one == pytest.approx(expected, rel=precision, abs=precision if "validation_cosine" in one else 0)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "adamw" not in name and "bf16" not in name])
+@paired("adamw", "bf16")
 def test_two_processes_end_at_the_weights_of_one(alone: Path, pair: Path, name: str) -> None:
     ours, theirs = result(pair / name), result(alone / name)
     assert relative_distance((ours[n] for n in theirs), theirs.values()) < PRECISION
@@ -197,18 +219,29 @@ def shapes(state: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def resumed(engine: dict[str, str], pair: Path, make: Make, other: Cache, tmp_path_factory: Any) -> Path:
-    """Runs that were begun by two processes, gone on with by one and finished by two again."""
-    folder = tmp_path_factory.mktemp("resumed")
-    jobs = {}
-    for name in RESUMED:
-        stage, options = cases(other)[name]
-        more = {**options, "train_batch_size": 2, "resume_from_checkpoint": "latest"}
-        out = shutil.copytree(pair / f"begun-{name}", folder / name)
-        assert train_alone(make(stage, out, **{**more, "max_train_steps": 3})) == 3
-        jobs[name] = make(stage, out, **more)
-    assert together(folder, jobs, **engine) == {name: {"step": UPDATES} for name in RESUMED}
-    return folder
+def resumptions(
+    pairs: Callable[[str], Path], make: Make, other: Cache, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """``resumptions(engine)``: runs that were begun by two processes, gone on with by one and finished by two again."""
+
+    @cache
+    def finished(engine: str) -> Path:
+        folder, jobs = tmp_path_factory.mktemp("resumed"), {}
+        for name in RESUMED:
+            stage, options = cases(other)[name]
+            more = {**options, "train_batch_size": 2, "resume_from_checkpoint": "latest"}
+            out = shutil.copytree(pairs(engine) / f"begun-{name}", folder / name)
+            assert train_alone(make(stage, out, **{**more, "max_train_steps": 3})) == 3
+            jobs[name] = make(stage, out, **more)
+        assert together(folder, jobs, **ENVIRONMENTS[engine]) == {name: {"step": UPDATES} for name in RESUMED}
+        return folder
+
+    return finished
+
+
+@pytest.fixture
+def resumed(engine: str, resumptions: Callable[[str], Path]) -> Path:
+    return resumptions(engine)
 
 
 @pytest.mark.parametrize("name", RESUMED)

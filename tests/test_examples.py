@@ -102,10 +102,11 @@ def test_pictures_of_the_weights_that_ship_are_recognised(example: dict[str, Mod
 def parsed(command: str) -> dict[str, Any]:
     """What kcache's command line makes of a command, with nothing run."""
     found, words = cli, shlex.split(command)
+    context = click.Context(cli, **cli.context_settings)  # a command keeps what it once found of its parent's settings
     while isinstance(found, click.Group):
-        name, found, words = found.resolve_command(click.Context(found), words)
+        name, found, words = found.resolve_command(context, words)
         assert found is not None
-    return found.make_context(name, words).params
+    return found.make_context(name, words, parent=context).params
 
 
 def test_make_learn_types_commands_that_there_are(example: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -114,9 +115,10 @@ def test_make_learn_types_commands_that_there_are(example: dict[str, ModuleType]
     (folder / "decoder-1" / "unet").mkdir(parents=True)
     (folder / "cache").mkdir()
     (folder / "decoder-1" / "unet" / "weights").write_text("of the first training")
-    stages = list(learn.stages(tmp_path, folder, start))
+    stages = list(learn.stages(tmp_path, folder, start, 2))
     options = [parsed(stage.command) for stage in stages]
     assert [one["output_dir"] for one in options[1:]] == [str(folder / n) for n in ("prior", "decoder-1", "decoder")]
+    assert [one["train_batch_size"] for one in options[1:]] == [32, 16, 16]
     assert {one["sample_ids"] for one in options[1:]} == {str(folder / "seen.txt")}
     assert (folder / "start-2" / "unet" / "weights").read_text() == "of the first training"
 
@@ -134,6 +136,8 @@ def test_what_make_learn_has_trained_it_does_not_train_again(
     assert len(asked) == 1
     assert f"{stage.result} is there" in capsys.readouterr().out
     assert replace(stage, resumes=False).run() == 3  # encoding finds out by itself what is missing
+    assert replace(stage, resumes=False, processes=2).run() == 3
+    assert asked[2][1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *asked[1][1:]]
 
 
 def ended(code: int) -> Any:

@@ -13,6 +13,8 @@ from PIL import Image
 from sources import img2dataset
 from store import Store
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 PAGES = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]
 GUIDES = ["docs/tutorial.md", "docs/small-gpu.md", "docs/sweeps.md", "docs/large-datasets.md"]
 TINY = ROOT / "kcache" / "data" / "kandinsky-tiny"
@@ -84,6 +86,7 @@ def smaller(words: list[str]) -> list[str]:
     """A command with less to do, and with kandinsky-tiny where the page leaves it at the hub's checkpoints."""
     words = [SMALLER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     if words[0] == "generate":
+        words = [word for word in words if word != "--offload"]  # refused where there is no GPU
         hubs = {"--prior": TINY / "prior", "--decoder": TINY / "decoder", "--resolution": 32}
         more = [f"{name}={value}" for name, value in hubs.items() if name not in words]
         return [*words, *more, "--num-inference-steps=2", "--prior-num-inference-steps=2"]

@@ -29,6 +29,8 @@ from kcache.training.stages import Stage, make_stage
 from kcache.training.train import train
 from kcache.training.validation_steps import validation_steps
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Config = PriorConfig | DecoderConfig
 Make = Callable[..., Config]

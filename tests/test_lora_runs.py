@@ -17,6 +17,8 @@ from kcache.shards import Cache, KcacheError
 from kcache.training.config import DecoderConfig, PriorConfig
 from kcache.training.train import train
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 Config = PriorConfig | DecoderConfig
 Make = Callable[..., Config]
 UPDATES = 6

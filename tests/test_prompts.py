@@ -1,8 +1,6 @@
 """Validation prompts are encoded once, by encoders that are then gone, and read back from OUT for ever after."""
 
 import logging
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from diffusers import KandinskyV22PriorPipeline
+from launched import in_two_processes
 from safetensors.torch import load_file, save_file
 from support import flip, relative_distance
 from tiny import LONG_CAPTION, WIDTH
@@ -186,27 +186,19 @@ def test_a_prompt_that_is_cut_is_told(prior: Checkpoint, tmp_path: Path, caplog:
     assert said == f"validation prompt '{LONG_CAPTION}' is cut to 77 tokens: it has 171"
 
 
-SCRIPT = """
-import logging, sys, torch
-from pathlib import Path
-from accelerate import PartialState
-from kcache.checkpoints import Checkpoint
-from kcache.training.prompts import prompt_features
-logging.basicConfig(level=logging.INFO)
-rank = PartialState(cpu=True).process_index
-text, _ = prompt_features(Checkpoint(sys.argv[1]), ("a fox",), Path(sys.argv[2]), torch.device("cpu"))
-Path(sys.argv[2], f"sum-{rank}").write_text(str(float(text.text_embeds.sum())))
-PartialState().destroy_process_group()
-"""
+def encode_a_prompt(out: Path) -> None:
+    """What each of two processes does; what it comes to goes to a file of its own."""
+    logging.basicConfig(level=logging.INFO)
+    rank = PartialState(cpu=True).process_index
+    text, _ = prompt_features(Checkpoint((out / "prior").read_text()), ("a fox",), out, CPU)
+    (out / f"sum-{rank}").write_text(str(float(text.text_embeds.sum())))
 
 
 @pytest.mark.slow
 def test_of_two_processes_the_main_one_encodes_and_the_other_reads(prior: Checkpoint, tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(
-        [*command, prior.name_or_path, str(tmp_path / "out")], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert (tmp_path / "out" / "sum-0").read_text() == (tmp_path / "out" / "sum-1").read_text()
-    assert done.stderr.count("encoding 1 validation prompts") == 1
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "prior").write_text(prior.name_or_path)
+    said = in_two_processes(encode_a_prompt, out)
+    assert (out / "sum-0").read_text() == (out / "sum-1").read_text()
+    assert said.count("encoding 1 validation prompts") == 1

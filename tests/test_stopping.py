@@ -88,7 +88,14 @@ def to_everything_at_once(launcher: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "send", [to_the_main_process, to_another_process, to_the_launcher, from_the_keyboard, to_everything_at_once]
+    "send",
+    [
+        pytest.param(to_the_main_process, marks=pytest.mark.torture),
+        to_another_process,
+        pytest.param(to_the_launcher, marks=pytest.mark.torture),
+        pytest.param(from_the_keyboard, marks=pytest.mark.torture),
+        to_everything_at_once,
+    ],
 )
 def test_all_processes_finish_the_same_update_and_leave_a_checkpoint(
     launched: subprocess.Popen[str], tmp_path: Path, send: Callable[[subprocess.Popen[str]], None]

@@ -37,7 +37,7 @@ def cache(encoded: Callable[..., Cache]) -> Cache:
 # --- SIGKILL
 
 
-SAMPLED, ALL = 12, 100
+SAMPLED, ALL = 6, 100
 """How often each training is killed in every run of the tests, and in a torture."""
 
 Told = dict[str, Any]

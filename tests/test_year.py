@@ -112,6 +112,7 @@ def year(tmp_path: Path, pictures: Path, tiny_prior: Path, tiny_decoder: Path, c
     return year
 
 
+@pytest.mark.parametrize("container", ["tar", pytest.param("h5", marks=pytest.mark.torture)])
 def test_a_year(year: Year) -> None:
     # January: a caption is edited, and one picture gets a second caption.
     year.rows(lambda rows: rows.update({"apple.webp": "a shiny red apple", "grey.png": ["an elephant", "it is grey"]}))

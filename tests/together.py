@@ -1,12 +1,11 @@
-"""Trainings one after the other in the processes that torchrun started; a program, which test_distributed.py runs.
+"""Trainings one after the other in one of several processes; `launched.together` calls `main` in each of them.
 
-Usage: ``together.py JOBS.json``. Each job is a stage, its options and whether to expect an error; the main process
-writes, beside that file, what became of each. With ACCELERATE_USE_FSDP the weights are sharded.
+Each job is a stage, its options and whether to expect an error; the main process writes, beside the file of jobs, what
+became of each. With ACCELERATE_USE_FSDP the weights are sharded.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,10 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def main() -> None:
-    """Do the jobs in the file that was named."""
-    jobs = Path(sys.argv[1])
+def main(jobs: Path) -> None:
+    """Do the jobs in a file."""
     if SHARDED:
         fsdp_on_cpu.allow()
     done = {name: run(job) for name, job in json.loads(jobs.read_text()).items()}
     if os.environ["RANK"] == "0":
         jobs.with_suffix(".done.json").write_text(json.dumps(done))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,9 +4,9 @@
 
 Both are trained on all of the emoji but the hundred that are held out (`emoji.held_out_texts`), from one cache, and
 then scored (`score.py`) against floors: the weights that kcache ships were made with these options. The UNet is trained
-twice, the second time from what the first made, with the learning rate warmed up anew. Models this small gain nothing from
-a second thread, so two cores are two processes, each with half of every batch; they draw what one would. Killed and run
-again, it goes on.
+twice, the second time from what the first made, with the learning rate warmed up anew. Models this small gain nothing
+from a second thread, so on two cores it is two processes, each with half of every batch; they draw what one would.
+Killed and run again, it goes on.
 """
 
 import argparse

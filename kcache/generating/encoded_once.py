@@ -23,14 +23,16 @@ def encoded_once(prior: Any) -> Iterator[None]:
     encoder for a picture of zeros. A new row is run alone, so its bits depend on nothing in the same batch.
     """
     models = {name: getattr(prior, name) for name in _READ}
-    before = {name: model.forward for name, model in models.items()}
+    before = {name: vars(model).get("forward") for name, model in models.items()}
     for name, model in models.items():
         model.forward = _Remembering(model.forward, _READ[name])
     try:
         yield
     finally:
         for name, model in models.items():
-            model.forward = before[name]
+            del model.forward
+            if before[name] is not None:
+                model.forward = before[name]
 
 
 class _Remembering:

@@ -57,7 +57,7 @@ class Room:
         free_memory(self.device)
 
 
-class _Comes(ModelHook):
+class _Comes(ModelHook):  # type: ignore[misc]  # accelerate has no types
     """Before a part is called its group enters the room."""
 
     def __init__(self, room: Room, parts: Parts) -> None:

@@ -23,7 +23,7 @@ from kcache.shards.commits import Commit, digests
 from kcache.shards.index import ENTRY, load_index
 from kcache.shards.records import digest, load_lines, load_record, sealed
 
-FEW = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(FEW, max_examples=1_000, phases=[Phase.generate])
 HOSTILE: list[Any] = [
     -1, 0, 1, 2**31, 2**32, 2**63, 2**64, 10**40, 1e308, float("nan"), float("inf"), True, None, "", "..", "/",

@@ -51,7 +51,7 @@ def test_a_power_failure_after_any_call_loses_nothing_that_was_committed(
 ) -> None:
     scene, problems = scenes(container)[name], []
     _, calls = record(scene, tmp_path / "recorded")
-    for kind, number in {"forgotten": 1000, "names": 6, "half": 6, "chance": 12}.items():
+    for kind, number in {"forgotten": 30, "names": 6, "half": 6, "chance": 12}.items():
         model = PowerModel.of(scene.begin(tmp_path / f"before-{kind}").parent)
         for i, state in enumerate(some(states(model, calls, kind), number, full)):
             problems += tally("power failures", problems_after(state, scene, tmp_path / f"{kind}-{i}"))
