@@ -27,7 +27,7 @@ quick: $(STAMP) ## the tests that take seconds and need no browser
 torture: $(STAMP) ## all the kills, power failures, failing disks and damage there are, in two processes; a table at the end
 	@$(BIN)/python -m pytest -v -n 2 --dist worksteal -m torture
 
-learn: $(STAMP) ## train kandinsky-tiny's prior and UNet from noise and score them: two to three hours; PICTURES=the emoji
+learn: $(STAMP) ## train kandinsky-tiny's prior and UNet from noise and score them: two hours; PICTURES=the emoji
 	@$(BIN)/python examples/kandinsky-tiny/learn.py --pictures "$(PICTURES)"
 
 browser: ## see to Chromium and its driver, with which the tests open the page of kcache report

@@ -15,7 +15,7 @@ from kcache.generating.config import GenerateConfig
 from kcache.generating.encoded_once import encoded_once
 from kcache.generating.generate import pictures_of
 from kcache.generating.mixing import parse_mix
-from kcache.generating.offload import Room
+from kcache.generating.offload import Room, taking_turns
 from kcache.generating.pictures import make_pictures
 from kcache.generating.pipelines import Pipelines, load_pipelines
 from kcache.generating.repaint import keeping_outside
@@ -312,6 +312,15 @@ def assert_took_turns(there: list[Any], pipelines: Pipelines) -> None:
     image, _, decoder = pipelines.groups
     assert changes.count(decoder) == 1
     assert changes.count(image) <= 2  # a picture of zeros, and the one that is mixed in
+
+
+def test_what_a_part_is_given_comes_to_where_the_part_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Room, "clear", lambda room: None)  # nothing comes back from this device
+    part = torch.nn.Linear(2, 3)
+    with taking_turns([(part,)], torch.device("meta")):
+        assert part.weight.device.type == "cpu"
+        assert part(torch.ones(1, 2)).device.type == "meta"
+        assert part(input=torch.ones(1, 2)).device.type == "meta"
 
 
 def test_taking_turns_on_a_cpu_is_refused(config: GenerateConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from accelerate.utils import send_to_device
 
 from kcache.devices import free_memory
 
@@ -65,6 +66,6 @@ class _Comes(ModelHook):  # type: ignore[misc]  # accelerate has no types
         self.execution_device = room.device  # where the pipelines make their tensors
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """The arguments as they are: the pipelines put them on the device."""
+        """The arguments, on the device: one pipeline puts what it mixes where its first part is."""
         self._room.enter(self._parts)
-        return args, kwargs
+        return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)
