@@ -152,6 +152,7 @@ def test_a_picture_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     assert (record["prompt"], record["negative_prompt"], record["seed"]) == ("a fox", "a hat", 3)
     assert (record["num_inference_steps"], record["resolution"], record["kcache"]) == (2, SIDE, "0.1.0")
     assert len(record["prior"]["weights"]) == len(record["decoder"]["weights"]) == 64
+    assert not {"batch_size", "offload"} & record.keys()  # no picture depends on them
     said = done(kcache("info", tmp_path / "fox.png")).stdout
     assert "prompt 'a fox', negative 'a hat', seed 3" in said
     assert "--json is the only option" in refused(kcache("info", tmp_path / "fox.png", "--set-aside"), 2)

@@ -25,7 +25,7 @@ LARGEST = 2**31
 """Pixels of the largest picture whose record is read: grids are larger than what Pillow takes for an attack."""
 
 _NOT_OF_A_PICTURE = ("prompts", "prompts_file", "mix", "num_images_per_prompt", "output", "captions", "metadata")
-_HOW_IT_RAN = ("batch_size",)
+_HOW_IT_RAN = ("batch_size", "offload")
 """Options that are not in the record of a picture, since it does not depend on them."""
 
 
