@@ -79,6 +79,9 @@ def print_summary(config: "EncodeConfig", report: "EncodeReport") -> None:
     if report.renamed:
         say(f"{count(len(report.renamed), 'picture')} renamed: known by the new name, nothing encoded.")
     _print_warnings(config, report)
+    if report.samples and len(report.set_aside) == report.samples:
+        say(f"Nothing to train on yet: {config.cache} has no sample. Mend what was set aside, and run this again.")
+        return
     for number, command in enumerate(_next_commands(config)):
         say(f"{'     ' if number else 'Next:'} {command}")
 

@@ -76,8 +76,8 @@ where = section("Where to")
     "-o",
     "--output",
     metavar="PNG|FOLDER/",
-    help="One picture or a grid; or, with a slash at its end, a new folder with a file for each, and grid.png."
-    "  [default: grid.png]",
+    help="One picture or a grid, over a file that is there; or, with a slash at its end, a new folder with a file for"
+    " each, and grid.png. A PNG alone knows how it was made.  [default: grid.png]",
 )
 @where("--captions", is_flag=True, default=None, help="Draw prompts and seeds below the pictures of the grid.")
 @where(

@@ -144,5 +144,7 @@ def _print_way(way: "Way") -> None:
     if way.update_seconds is not None and way.epoch_seconds is not None:
         say(f"  an update in {way.update_seconds:.2g} s, an epoch in {duration(way.epoch_seconds)}")
     else:
-        say(f"  an update computes {way.operations / 1e12:,.1f} TFLOP")
+        tera = way.operations >= 1e11
+        amount = f"{way.operations / 1e12:,.1f} TFLOP" if tera else f"{way.operations / 1e9:,.2g} GFLOP"
+        say(f"  an update computes {amount}")
     say(f"  {way.command}")

@@ -1,5 +1,6 @@
 """What a training run left in OUT, put to use: its component alone, or a stock pipeline with it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def load_pipeline(name: str, kind: Kind, dtype: Any, lora_scale: float | None = 
     from safetensors import SafetensorError
 
     folder, pipeline_class = Path(name), getattr(diffusers, kind.pipeline)
-    if not folder.is_dir() and "/" not in name:
+    if not folder.is_dir() and (name.count("/") != 1 or name.startswith(("/", ".", "~"))):
         raise KcacheError(f"{name} does not exist; name the --output-dir of a training run, a pipeline or a hub id")
+    _refuse_another_stage(folder, kind)
     arguments = {"dtype": dtype, "use_safetensors": True}
     if (folder / "state.json").is_file():
         raise KcacheError(
@@ -78,6 +80,18 @@ def load_pipeline(name: str, kind: Kind, dtype: Any, lora_scale: float | None = 
             f"{name} does not load as {kind.pipeline} ({cause}); name the --output-dir of a training run, the"
             " folder of a pipeline, or a hub id"
         ) from error
+
+
+def _refuse_another_stage(folder: Path, kind: Kind) -> None:
+    """KcacheError for a folder that holds what the other stage trains."""
+    index = folder / "model_index.json"
+    try:
+        parts = {*json.loads(index.read_bytes())} if index.is_file() else {training_record(folder).get("stage")}
+    except (ValueError, TypeError):
+        return  # diffusers says what is wrong with it
+    for other in KINDS.values():
+        if other != kind and parts & {other.stage, other.subfolder} and not parts & {kind.stage, kind.subfolder}:
+            raise KcacheError(f"{folder} is a {other.stage}; give it as --{other.stage}, and a {kind.stage} here")
 
 
 def lora_base(folder: Path, kind: Kind) -> Checkpoint:

@@ -14,6 +14,7 @@ from .errors import CacheError, DamageError, UsageError
 from .files import read_committed, refuse_links
 from .index import dump_index
 from .local_cache import LocalCache
+from .no_cache import not_a_cache
 from .records import Record, dump_lines, dump_record, integer, load_lines, load_record, parse_lines, string
 from .storage import Storage, open_storage
 
@@ -49,7 +50,7 @@ class Cache:
         if not (self.root / layout.ROOT_RECORD).is_file():
             if {layout.PLAN, layout.COMMITS} <= {*storage.names()}:
                 raise DamageError(f"{self.name}/{layout.ROOT_RECORD} is missing: {NO_ROOT_RECORD}")
-            raise CacheError(f"{self.name} is not a kcache cache; make one with 'kcache encode DATASET {self.name}'")
+            raise CacheError(not_a_cache(self.name, self.root))
         refuse_links(self.root, self.root / layout.COMMITS, self.root / layout.derived(""))
         try:
             record = load_record(self.root / layout.ROOT_RECORD)

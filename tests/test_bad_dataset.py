@@ -426,3 +426,11 @@ def test_folders_are_followed_through_links_once(tmp_path: Path) -> None:
     (dataset / "linked").symlink_to(tmp_path / "elsewhere")
     (dataset / "back").symlink_to(dataset)
     assert [sample.id for sample in ImageFolder(dataset, DatasetOptions()).samples] == ["linked/a.png"]
+
+
+def test_where_every_sample_is_set_aside_nothing_is_said_of_training(encode: Encode, tmp_path: Path) -> None:
+    write(tmp_path / "folder" / "a.png", picture())
+    said = done(encode(tmp_path / "folder", tmp_path / "cache"), code=3)
+    assert "Next" not in said.stdout
+    nothing = f"Nothing to train on yet: {tmp_path / 'cache'} has no sample."
+    assert said.stdout.endswith(f"{nothing} Mend what was set aside, and run this again.\n")

@@ -131,6 +131,15 @@ def test_another_format_version_is_refused_with_a_sentence(cache: Cache) -> None
 def test_a_folder_that_is_no_cache_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"is not a kcache cache; make one with 'kcache encode DATASET"):
         Cache(tmp_path)
+    for file, said in {
+        "metadata.jsonl": f"but a dataset; make one of it with 'kcache encode {tmp_path} CACHE'",
+        "training.json": f"but what 'kcache train' left; 'kcache report {tmp_path} -o report.html' shows it",
+    }.items():
+        (tmp_path / file).touch()
+        with pytest.raises(CacheError, match=f"{tmp_path} is not a kcache cache {said}"):
+            Cache(tmp_path)
+        with pytest.raises(CacheError, match=f"{file} is a file and not a kcache cache; name a folder"):
+            Cache(tmp_path / file)
 
 
 def test_a_hole_in_the_plan_is_an_error(cache: Cache) -> None:

@@ -20,7 +20,7 @@ from kcache.generating.pictures import make_pictures
 from kcache.generating.pipelines import Pipelines, load_pipelines
 from kcache.generating.repaint import keeping_outside
 from kcache.generating.wanted import Wanted
-from kcache.shards.errors import UsageError
+from kcache.shards.errors import KcacheError, UsageError
 
 CHANNELS = pytest.mark.parametrize("decoder", ["decoder", "inpaint"], ids=["4 channels", "9 channels"])
 
@@ -326,3 +326,28 @@ def test_what_a_part_is_given_comes_to_where_the_part_is(monkeypatch: pytest.Mon
 def test_taking_turns_on_a_cpu_is_refused(config: GenerateConfig) -> None:
     with pytest.raises(UsageError, match="--offload spares the memory of a GPU, and this would run on the CPU"):
         load_pipelines(replace(config, offload=True, device="cpu"))
+
+
+# --- what was mixed up
+
+
+def test_a_weight_with_a_comma_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(UsageError, match=r"has the weight 0,6; write it with a point: 'a fox=0\.6'"):
+        parse_mix(["a fox=0,6", "a cup"])
+    assert parse_mix(["a sign that says a=b"]).prompts == ("a sign that says a=b",)
+
+
+@pytest.mark.parametrize(("stage", "other"), [("prior", "decoder"), ("decoder", "prior")])
+def test_a_checkpoint_of_the_other_stage_is_refused_by_its_name(
+    config: GenerateConfig, tmp_path: Path, stage: str, other: str
+) -> None:
+    (tmp_path / "training.json").write_text(f'{{"stage": "{other}"}}')
+    for folder in (Path(getattr(config, other)), tmp_path):
+        with pytest.raises(KcacheError, match=f"{folder} is a {other}; give it as --{other}, and a {stage} here"):
+            load_pipelines(replace(config, **{stage: str(folder)}))
+
+
+@pytest.mark.parametrize("name", ["./my-prior", "/none/my-prior", "runs/first/my-prior", "my-prior"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(config: GenerateConfig, name: str) -> None:
+    with pytest.raises(KcacheError, match=f"^{name} does not exist; name the --output-dir"):
+        load_pipelines(replace(config, prior=name))

@@ -1,6 +1,7 @@
 """Mixes: prompts and pictures with weights, of which one picture is made."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ def _split(word: str) -> tuple[str, float]:
     try:
         return (name, float(weight)) if sign else (word, 1.0)
     except ValueError:
+        if re.fullmatch(r"\s*\d*,\d+\s*", weight):
+            point = weight.strip().replace(",", ".")
+            raise UsageError(
+                f"--mix '{word}' has the weight {weight}; write it with a point: '{name}={point}'"
+            ) from None
         return word, 1.0  # a prompt with a "=" in it
 
 

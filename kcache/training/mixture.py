@@ -44,7 +44,8 @@ def open_snapshots(caches: Sequence[Cache], columns: Sequence[str], *, partial: 
         snapshot = Snapshot(cache, columns, partial=partial)
         if len(snapshot) == 0:
             raise KcacheError(
-                f"{cache.name} has no sample with {' and '.join(columns)}; 'kcache info {cache.name}' says why"
+                f"{cache.name} has no sample with {' and '.join(columns)};"
+                f" 'kcache info {cache.name} --set-aside' says why"
             )
         snapshots.append(snapshot)
     return snapshots
