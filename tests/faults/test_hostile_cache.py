@@ -145,19 +145,23 @@ def test_what_an_encode_keeps_of_its_scans_never_goes_through_a_link(
     assert (tmp_path / "mine" / "precious.json").exists()
 
 
-def test_a_file_that_is_a_link_or_no_file_is_refused_and_nothing_waits_for_it(lived: Cache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harms_of_each", [1, pytest.param(3, marks=pytest.mark.torture)])
+def test_a_file_that_is_a_link_or_no_file_is_refused_and_nothing_waits_for_it(
+    lived: Cache, tmp_path: Path, harms_of_each: int
+) -> None:
     right = read_parts(lived.root)
     for number, file in enumerate(sorted(current_files(lived))):
         path, kept = lived.root / file, tmp_path / "kept"
         path.rename(kept)
-        harms = (partial(path.symlink_to, kept), partial(os.mkfifo, path), path.mkdir)
-        shutil.rmtree(lived.root / "index", ignore_errors=True)
-        harms[number % 3]()
-        parts = read_parts(lived.root)
-        assert any(isinstance(part, KcacheError) for part in parts.values()), file
-        assert all(isinstance(part, KcacheError) or part == right[name] for name, part in parts.items()), file
-        assert exercise(lived.root), file
-        (path.rmdir if path.is_dir() and not path.is_symlink() else path.unlink)()
+        harms = [partial(path.symlink_to, kept), partial(os.mkfifo, path), path.mkdir]
+        for harm in (harms * 2)[number % 3 :][:harms_of_each]:
+            shutil.rmtree(lived.root / "index", ignore_errors=True)
+            harm()
+            parts = read_parts(lived.root)
+            assert any(isinstance(part, KcacheError) for part in parts.values()), file
+            assert all(isinstance(part, KcacheError) or part == right[name] for name, part in parts.items()), file
+            assert exercise(lived.root), file
+            (path.rmdir if path.is_dir() and not path.is_symlink() else path.unlink)()
         kept.rename(path)
     assert read_parts(lived.root) == right
 
