@@ -194,7 +194,7 @@ def test_an_out_without_the_component_is_refused_and_named(train: Train, whole: 
     out, pipeline = tmp_path / "out", DATA / "kandinsky-tiny" / "prior"
     done(train("prior", whole))
     said = refused(kcache("generate", "a fox", "--prior", pipeline, "--decoder", out, "-o", tmp_path / "a.png"))
-    assert said == f"{out} holds no trained 'unet'; train one with 'kcache train', or name a pipeline"
+    assert said == f"{out} is a prior; give it as --prior, and a decoder here"
     shutil.rmtree(out / "prior")
     said = refused(kcache("generate", "a fox", "--prior", out, "-o", tmp_path / "a.png"))
     assert said == f"{out} holds no trained 'prior'; train one with 'kcache train', or name a pipeline"
