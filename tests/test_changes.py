@@ -391,8 +391,9 @@ def committed(cache: Path) -> dict[str, bytes]:
     return {name: data for name, data in tree(cache, without=("index/",)).items() if durable.TEMPORARY not in name}
 
 
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.torture)])
 def test_a_change_cut_off_anywhere_mixes_nothing_and_ends_as_if_nothing_had_happened(
-    encode: Encode, start: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Encode, start: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     dataset, cache = start
     old = {column: features(Cache(cache), column) for column in COLUMNS}
@@ -405,7 +406,7 @@ def test_a_change_cut_off_anywhere_mixes_nothing_and_ends_as_if_nothing_had_happ
     done(encode(dataset, tmp_path / "undisturbed"))
     expected = committed(tmp_path / "undisturbed")
     new = {column: features(Cache(tmp_path / "undisturbed"), column) for column in COLUMNS}
-    for step in range(0, 200, 9):
+    for step in range(0, 200, every):
         again = tmp_path / f"cut at {step}"
         shutil.copytree(cache, again)
         with interrupted_at(monkeypatch, step) as cut:

@@ -114,12 +114,22 @@ CASES = [
 ALIKE_WHEN_SHARDED = {"decoder-sgd", "prior-adamw", "decoder-lora", "prior-draws"}
 """What goes no way of its own when the weights are sharded, where an update takes ten times as long on a CPU."""
 
-ENGINES = {"ddp": CASES, "fsdp": [name for name in CASES if name not in ALIKE_WHEN_SHARDED]}
+ENGINES = {
+    "ddp": CASES,
+    "fsdp": [name for name in CASES if name not in ALIKE_WHEN_SHARDED],
+    "fsdp, the rest": sorted(ALIKE_WHEN_SHARDED),
+}
+"""The cases of each way to train in two processes; the last one is left to a torture."""
 
 
 def paired(*without: str) -> pytest.MarkDecorator:
     """Parameters: each engine with each of its cases whose name has none of these words in it."""
-    found = [(e, name) for e, names in ENGINES.items() for name in names if not any(w in name for w in without)]
+    found = [
+        pytest.param(engine, name, marks=[pytest.mark.torture] * (engine == "fsdp, the rest"))
+        for engine, names in ENGINES.items()
+        for name in names
+        if not any(word in name for word in without)
+    ]
     return pytest.mark.parametrize(("engine", "name"), found, indirect=["engine"])
 
 
@@ -151,12 +161,12 @@ def train_alone(job: Options) -> int:
     return step
 
 
-ENVIRONMENTS = {"ddp": {}, "fsdp": FSDP}
+ENVIRONMENTS = {"ddp": {}, "fsdp": FSDP, "fsdp, the rest": FSDP}
 RESUMED = ["prior-everything", "decoder-adamw", "prior-lora"]
 """What is begun by two processes, gone on with by one, and finished by two."""
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=["ddp", "fsdp"])
 def engine(request: pytest.FixtureRequest) -> str:
     """With "ddp" two processes have all weights each, with "fsdp" they are sharded among them."""
     return str(request.param)
@@ -171,7 +181,7 @@ def pairs(make: Make, other: Cache, tmp_path_factory: pytest.TempPathFactory) ->
         folder, options = tmp_path_factory.mktemp("pair"), cases(other)
         jobs = {name: make(stage, folder / name, **split(name), **o) for name, (stage, o) in options.items()}
         jobs = {name: jobs[name] for name in ENGINES[engine]}
-        for name in RESUMED:
+        for name in jobs.keys() & RESUMED:
             jobs[f"begun-{name}"] = {**jobs[name], "output_dir": str(folder / f"begun-{name}"), "max_train_steps": 1}
         done = together(folder, jobs, **ENVIRONMENTS[engine])
         assert done == {name: {"step": 1 if name.startswith("begun") else UPDATES} for name in jobs}
